@@ -1,0 +1,69 @@
+"""What an import of `ts` costs, and what a missing `ts` module says."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ts
+import ts.version
+
+ROOT = Path(ts.__file__).parent.parent
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_version_is_the_contract_handlers_see() -> None:
+    assert ts.__version__ == ts.version.__version__ == "0.12.0"
+
+
+def test_torch_and_tserve_stay_out_until_the_handler_asks() -> None:
+    done = python(
+        "import sys, ts, ts.version, ts.context, ts.utils.util, ts.torch_handler\n"
+        "print([name for name in ('torch', 'tserve', 'trio') if name in sys.modules])"
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_base_handler_needs_torch_alone() -> None:
+    done = python(
+        "import sys, ts.torch_handler.base_handler\n"
+        "optional = ('torchvision', 'captum', 'onnxruntime', 'tserve', 'trio')\n"
+        "print([name for name in optional if name in sys.modules], 'torch' in sys.modules)"
+    )
+    assert done.stdout.strip() == "[] True", done.stderr
+
+
+@pytest.mark.parametrize("name", ["ts.nothing_here", "ts.torch_handler.nothing_here", "ts.utils.nothing_here"])
+def test_missing_module_is_named_with_what_there_is(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError) as caught:
+        importlib.import_module(name)
+    assert caught.value.name == name
+    assert f"No module named {name!r}" in str(caught.value)
+    there_is = str(caught.value).partition("are ")[2]
+    assert {"ts.context", "ts.utils.util", "ts.torch_handler.base_handler"} <= set(there_is.rstrip(".").split(", "))
+
+
+def test_a_deep_import_names_the_first_missing_package() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'ts\.nothing_here'.*ts\.context"):
+        importlib.import_module("ts.nothing_here.deeper")
+
+
+def test_every_listed_module_imports() -> None:
+    for name in ts._modules():
+        assert importlib.import_module(name).__name__ == name
+
+
+@pytest.mark.parametrize("name", ["nothing_here_either", "tserve_nothing", "email.nothing_here"])
+def test_other_names_keep_pythons_own_message(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError) as caught:
+        importlib.import_module(name)
+    assert "tserve does not provide it" not in str(caught.value)

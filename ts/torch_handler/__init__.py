@@ -1,0 +1,1 @@
+"""Handlers an archive can name or subclass."""

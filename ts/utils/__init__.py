@@ -1,0 +1,1 @@
+"""Functions handlers import; everything is in `ts.utils.util`."""

@@ -1,0 +1,152 @@
+"""From a `url` parameter to the file or folder it names, or the recorded refusal.
+
+Rules: spec/management.md sections 1.4, 3.1, 3.2 and 12 (rows 10, 11); DESIGN.md section 11.  Looks at the disk, so call
+it from a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from tserve.errors import BadConfiguration, DownloadFailed, InvalidModel, ModelNotFound
+
+_log = logging.getLogger("tserve.archive")
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_NETWORK = ("http", "https", "s3")
+_ZIP_NAMES = (".mar", ".model")
+# One sentence for absent and for outside, so that an answer does not tell which files of the host exist.
+_NOT_THERE = {
+    "reason": "not_in_model_store",
+    "detail": "no archive file at the top level of the model store, and no folder inside it, has this name",
+}
+
+
+class Kind(StrEnum):
+    """How the content is read: by the file's name, not by its bytes (spec/management.md section 3.1)."""
+
+    ZIP = "zip"
+    TAR = "tar"
+    FOLDER = "folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`url` as the client gave it; `path` absolute, without symbolic links."""
+
+    url: str
+    path: str
+    kind: Kind
+
+
+def compile_allowed(patterns: Sequence[str]) -> tuple[re.Pattern[str], ...]:
+    """The `allowed_urls` expressions.  Raises BadConfiguration for one that cannot be compiled."""
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern, re.IGNORECASE))
+        except re.error as error:
+            raise BadConfiguration(f"allowed_urls: {pattern!r} is not a regular expression: {error}") from error
+    return tuple(compiled)
+
+
+def resolve(url: str, store: Path, allowed: Sequence[re.Pattern[str]]) -> Source:
+    """What `url` names, seen from the model store.
+
+    Raises ModelNotFound, InvalidModel or DownloadFailed with the recorded sentences.
+    """
+    shown = url.encode("utf-8", "replace").decode("utf-8")  # lone surrogates could not be sent in an answer
+    if not url:
+        raise ModelNotFound("empty url")
+    if ".." in url:
+        raise ModelNotFound(f"Relative path is not allowed in url: {shown}")
+    if shown != url or "\0" in url:
+        raise ModelNotFound.at(shown, cause=_NOT_THERE)
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        return _in_store(url, os.path.realpath(store))
+    name = scheme[1].lower()
+    if name != "file" and name not in _NETWORK:
+        raise ModelNotFound.at(url, cause={"reason": "unknown_scheme", "detail": f"{name} is not a known source"})
+    if not any(pattern.fullmatch(url) for pattern in allowed):
+        raise ModelNotFound(f"Given URL {url} does not match any allowed URL(s)")
+    if name == "file":
+        return _file_url(url, os.path.realpath(store))
+    return _download(url)
+
+
+def startup_sources(store: Path) -> list[str]:
+    """What `load_models=all` means: the archives and folders at the store's top level, by name, hidden ones left out."""
+    if not store.is_dir():
+        return []
+    found = []
+    for entry in store.iterdir():
+        name = entry.name
+        if name.startswith(".") or not (entry.is_dir() or (name.endswith((*_ZIP_NAMES, ".tar.gz")) and entry.is_file())):
+            continue
+        if name.isprintable():
+            found.append(name)
+        else:  # no url could name it
+            _log.warning("left out of load_models=all for its name: %a", name)
+    return sorted(found)
+
+
+def _in_store(url: str, root: str) -> Source:
+    path = os.path.normpath(os.path.join(root, url))
+    real = _real(path)
+    if (url.endswith("/") and not url.startswith("/")) or root in (path, real):
+        # The recorded server takes the whole store as the model here (section 3.1) and then misses a name.
+        detail = "the url names the model store itself; name an archive or a folder in it"
+        raise InvalidModel("Model name is not defined.", cause={"reason": "names_the_store", "detail": detail})
+    if real is not None and _inside(real, root):
+        mode = os.stat(real).st_mode
+        if stat.S_ISDIR(mode):
+            return Source(url, real, Kind.FOLDER)
+        at_top = _real(os.path.dirname(path)) == root and not url.endswith("/")
+        if stat.S_ISREG(mode) and at_top:
+            return Source(url, real, _kind(path))
+    raise ModelNotFound.at(url, cause=_NOT_THERE)
+
+
+def _file_url(url: str, root: str) -> Source:
+    """A file URL may name any file inside the store and nothing else; the recorded server copies any file of the host."""
+    try:
+        parts = urlsplit(url)
+        path = os.fsdecode(unquote_to_bytes(parts.path))
+    except ValueError:
+        parts, path = None, ""
+    real = _real(path) if parts is not None and parts.netloc.lower() in ("", "localhost") else None
+    if real is None or not _inside(real, root) or not stat.S_ISREG(os.stat(real).st_mode):
+        detail = "a file URL must name a file inside the model store"
+        raise DownloadFailed(url, cause={"reason": "not_in_model_store", "detail": detail})
+    return Source(url, real, _kind(path))
+
+
+def _download(url: str) -> Source:
+    """Where a fetched file joins the others: its Source is the temporary file, its kind that of the url's name."""
+    raise DownloadFailed(
+        url, cause={"reason": "not_built", "detail": "this release registers archives from the model store only"}
+    )
+
+
+def _real(path: str) -> str | None:
+    """The path without symbolic links; None when nothing is there, or a part of it cannot be looked at."""
+    try:
+        return os.path.realpath(path, strict=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _inside(real: str, root: str) -> bool:
+    return real.startswith(root.rstrip("/") + "/")
+
+
+def _kind(path: str) -> Kind:
+    return Kind.ZIP if path.endswith(_ZIP_NAMES) else Kind.TAR

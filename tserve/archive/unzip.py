@@ -1,0 +1,57 @@
+"""A zip archive into a Tree.  Runs in the intake process.
+
+Entry names are UTF-8 as for the recorded server, with or without the flag that says so.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zipfile
+import zlib
+from typing import TYPE_CHECKING
+
+from tserve.archive.refusal import Refused
+from tserve.archive.tree import Tree, split_name
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)
+
+
+def unzip(file: BinaryIO, tree: Tree) -> None:
+    """Raises Refused for a damaged archive and for entries that are unsafe, encrypted or past the tree's bounds."""
+    try:
+        with zipfile.ZipFile(file, metadata_encoding="utf-8") as archive:
+            entries = archive.infolist()
+            tree.expect(entries=len(entries), size=sum(entry.file_size for entry in entries))
+            for entry in entries:
+                _unzip_entry(archive, entry, tree)
+    except _DAMAGE as error:
+        raise Refused("damaged", f"the zip archive cannot be read: {error}") from error
+
+
+def _unzip_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, tree: Tree) -> None:
+    mode = entry.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise Refused("unsafe_entry", f"entry {entry.filename!a} is a link or a special file")
+    if entry.flag_bits & 0x1:
+        raise Refused("encrypted", f"entry {entry.filename!a} is encrypted")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise Refused("unknown_compression", f"entry {entry.filename!a} has compression {entry.compress_type}")
+    parts = split_name(entry.filename)
+    if not entry.is_dir():
+        with archive.open(entry) as content:
+            tree.add_file(parts, content, executable=bool(mode & 0o111))
+    elif parts:
+        tree.add_folder(parts)

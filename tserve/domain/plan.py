@@ -1,0 +1,156 @@
+"""Decisions of the machine as pure functions: which slots to start and stop, and when to try again.
+
+Rules: spec/management.md sections 4.1 (scaling) and 5.4 (retries), DESIGN.md section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tserve.domain.phases import Phase
+from tserve.domain.versions import Key
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is told at load; plain data, sent as one frame."""
+
+    model_name: str
+    model_dir: str
+    handler: str
+    batch_size: int
+    runtime: str = "python"
+    manifest: Mapping[str, object] | None = None
+    config_file: str | None = None
+    decode_input: bool = True
+    limit_max_image_pixels: bool = True
+    max_response_size: int = 6553500
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Desired state of one version as the machine needs it: numbers clamped, durations in float seconds."""
+
+    key: Key
+    worker: WorkerSpec
+    min_workers: int
+    max_workers: int
+    batch_size: int = 1
+    batch_delay_s: float = 0.1
+    response_timeout_s: float = 120.0
+    startup_timeout_s: float = 120.0
+    retry_window_s: float = 300.0
+    queue_size: int = 100
+
+    @property
+    def wanted(self) -> range:
+        """How many slots there may be: from min to max; none as soon as min is 0, whatever max says."""
+        if self.min_workers == 0:
+            return range(0, 1)
+        return range(max(0, self.min_workers), max(0, self.max_workers, self.min_workers) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One slot as the plan sees it."""
+
+    slot: int
+    phase: Phase
+    stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Add a slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Start a slot that gave up again."""
+
+    slot: int
+
+
+Action = Start | Stop | Retry
+
+
+def plan(spec: PoolSpec | None, slots: Sequence[Observed], *, asked: bool) -> list[Action]:
+    """What to do so that `slots` (oldest first) come to what `spec` wants; None wants none.
+
+    `asked` says that a client asked for this state just now: that gives slots that gave up another try.
+    Surplus slots are stopped from the newest backwards; a slot on its way out counts as gone.
+    """
+    wanted = spec.wanted if spec is not None else range(0, 1)
+    living = [slot for slot in slots if not slot.stopping]
+    surplus = living[wanted[-1] :]
+    actions: list[Action] = [Stop(slot.slot) for slot in reversed(surplus)]
+    kept = living[: wanted[-1]]
+    if asked:
+        actions += [Retry(slot.slot) for slot in kept if slot.phase is Phase.FAILED]
+    actions += [Start()] * (wanted[0] - len(kept))
+    return actions
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a worker is down.
+
+    `reason` is a code of docs/errors.md, `detail` a sentence or a traceback, `code` the status clients get
+    (507 for memory, else 500), `exit` the process's end in words, `hopeless` that another try cannot help.
+    """
+
+    reason: str
+    detail: str = ""
+    code: int = 500
+    exit: str | None = None
+    log_tail: str = ""
+    hopeless: bool = False
+
+    def cause(self) -> dict[str, object]:
+        """For the `tserve` member of an error object; empty parts are left out."""
+        parts = {"reason": self.reason, "detail": self.detail, "exit": self.exit, "log_tail": self.log_tail}
+        return {name: value for name, value in parts.items() if value}
+
+
+BACKOFF_S = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
+SETTLED_S = 10.0  # a worker that was ready for so long, or that answered a batch, did not fail "in a row"
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRun:
+    """Failures in a row: how many, when the first came, and whether a worker had been loaded before it."""
+
+    count: int = 0
+    since: float = 0.0
+    was_loaded: bool = field(default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    why: str
+
+
+def after_failure(
+    run: FailureRun, failure: Failure, *, was_loaded: bool, now: float, window_s: float
+) -> tuple[FailureRun, float | GiveUp]:
+    """The run with this failure added, and the delay in seconds before the next start, or to give up.
+
+    The first restart after a loaded worker is immediate; then upstream's table 1, 1, 2, 3, 5, 8 … runs.  Retries
+    go on while less than `window_s` has passed since the first failure of the run.
+    """
+    if run.count == 0:
+        run = FailureRun(1, now, was_loaded)
+    else:
+        run = FailureRun(run.count + 1, run.since, run.was_loaded)
+    if failure.hopeless:
+        return run, GiveUp("trying again cannot help")
+    if run.count > 1 and now - run.since >= window_s:
+        return run, GiveUp(f"still failing {now - run.since:.0f} s after the first failure (limit {window_s:.0f} s)")
+    step = run.count - (2 if run.was_loaded else 1)
+    return run, 0.0 if step < 0 else float(BACKOFF_S[min(step, len(BACKOFF_S) - 1)])

@@ -1,0 +1,166 @@
+"""Frames between the server and its workers: a sans-IO codec shared by both sides.
+
+A frame is a fixed head (kind, id, two lengths), a small JSON object, and raw bytes that no encoder touches.
+Lengths are checked before anything is allocated for them.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+_HEAD = struct.Struct("!BxxxIQQ")  # kind, bytes of meta, bytes of body, id
+META_LIMIT = 64 << 20
+BODY_LIMIT = 4 << 30
+
+
+class Kind(IntEnum):
+    """LOAD and BATCH go to the worker; LOADED and REPLY come back."""
+
+    LOAD = 1
+    LOADED = 2
+    BATCH = 3
+    REPLY = 4
+
+
+class WireError(Exception):
+    """The other side sent bytes that are no frame, or hung up within one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    kind: Kind
+    id: int
+    meta: dict[str, Any]
+    body: bytes = b""
+
+    def encode(self) -> bytes:
+        meta = json.dumps(self.meta, separators=(",", ":")).encode()
+        return b"".join((_HEAD.pack(self.kind, len(meta), len(self.body), self.id), meta, self.body))
+
+
+class Decoder:
+    """Bytes in any portions in, whole frames out.  Raises WireError; it is of no use after that."""
+
+    def __init__(self, *, body_limit: int = BODY_LIMIT) -> None:
+        self._buffer = bytearray()
+        self._body_limit = body_limit
+        self._need = _HEAD.size
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        self._buffer += data
+        while len(self._buffer) >= self._need:
+            frame = self._next()
+            if frame is not None:
+                yield frame
+
+    def end(self) -> None:
+        """The other side hung up; an error if that was within a frame."""
+        if self._buffer:
+            raise WireError(f"hung up within a frame, after {len(self._buffer)} of {self._need} bytes")
+
+    def _next(self) -> Frame | None:
+        kind, meta_size, body_size, number = _HEAD.unpack_from(self._buffer)
+        if self._need == _HEAD.size:
+            if meta_size > META_LIMIT or body_size > self._body_limit:
+                raise WireError(f"frame of {meta_size} + {body_size} bytes is over the limit")
+            self._need = _HEAD.size + meta_size + body_size
+            if len(self._buffer) < self._need:
+                return None
+        view = memoryview(self._buffer)
+        try:
+            split = _HEAD.size + meta_size
+            meta = json.loads(bytes(view[_HEAD.size : split]))
+            if not isinstance(meta, dict):
+                raise WireError("frame meta is not an object")
+            frame = Frame(Kind(kind), number, meta, bytes(view[split : self._need]))
+        except ValueError as e:
+            raise WireError(f"not a frame: {e}") from e
+        finally:
+            view.release()
+        del self._buffer[: self._need]
+        self._need = _HEAD.size
+        return frame
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One named value of a request; `content_type` decides how the worker decodes it (spec/inference.md section 2)."""
+
+    name: str
+    content_type: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a handler gets of one request: inputs by name and headers with the client's spelling."""
+
+    request_id: str
+    headers: dict[str, str]
+    inputs: tuple[Input, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobReply:
+    """One answer of a batch.  `headers` are what the handler set, `content-type` among them if it set one."""
+
+    status: int
+    phrase: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFailed:
+    """The handler failed the whole batch: `code` and `message` as spec/inference.md section 4.2 lists them."""
+
+    code: int
+    message: str
+    detail: str = ""
+
+
+def encode_batch(number: int, requests: list[JobRequest]) -> Frame:
+    jobs = [
+        [r.request_id, r.headers, [[i.name, i.content_type, len(i.value)] for i in r.inputs]] for r in requests
+    ]
+    return Frame(Kind.BATCH, number, {"jobs": jobs}, b"".join(i.value for r in requests for i in r.inputs))
+
+
+def decode_batch(frame: Frame) -> list[JobRequest]:
+    requests, at = [], 0
+    for request_id, headers, parts in frame.meta["jobs"]:
+        inputs = []
+        for name, content_type, size in parts:
+            inputs.append(Input(name, content_type, frame.body[at : at + size]))
+            at += size
+        requests.append(JobRequest(request_id, headers, tuple(inputs)))
+    return requests
+
+
+def encode_reply(number: int, outcome: list[JobReply] | BatchFailed) -> Frame:
+    if isinstance(outcome, BatchFailed):
+        meta = {"code": outcome.code, "message": outcome.message, "detail": outcome.detail}
+        return Frame(Kind.REPLY, number, meta)
+    parts = [[r.status, r.phrase, r.headers, len(r.body)] for r in outcome]
+    return Frame(Kind.REPLY, number, {"replies": parts}, b"".join(r.body for r in outcome))
+
+
+def decode_reply(frame: Frame) -> list[JobReply] | BatchFailed:
+    """Raises WireError when the frame is not a reply or its sizes do not add up."""
+    try:
+        if "replies" not in frame.meta:
+            return BatchFailed(int(frame.meta["code"]), str(frame.meta["message"]), str(frame.meta["detail"]))
+        replies, at = [], 0
+        for status, phrase, headers, size in frame.meta["replies"]:
+            replies.append(JobReply(int(status), str(phrase), dict(headers), frame.body[at : at + size]))
+            at += size
+    except (KeyError, TypeError, ValueError) as e:
+        raise WireError(f"not a reply: {e!r}") from e
+    if frame.kind is not Kind.REPLY or at != len(frame.body):
+        raise WireError("reply sizes do not add up")
+    return replies

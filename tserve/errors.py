@@ -1,0 +1,178 @@
+"""Every error a client can see: one tree, each class with its status, gRPC status and wire name.
+
+Status and `type` pairs follow spec/management.md section 7.1 and spec/inference.md section 4.
+Messages are built here from typed arguments and never parsed elsewhere.  This module imports nothing of
+tserve, so that every layer may raise from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class TserveError(Exception):
+    """Base of all answers that are not a success.
+
+    `code` is the HTTP status, `type_name` the recorded server's exception name, `message` the sentence scripts
+    match on.  `cause` is what tserve knows beyond it (reason, detail, log_tail …); it is shown in the `tserve`
+    member of the error object.
+    """
+
+    status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
+    type_name: ClassVar[str] = "InternalServerException"
+
+    def __init__(self, message: str, *, cause: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = self.status
+        self.cause: dict[str, object] = dict(cause or {})
+
+
+class BadRequest(TserveError):
+    status, grpc_status, type_name = 400, "INVALID_ARGUMENT", "BadRequestException"
+
+
+class InvalidModel(TserveError):
+    status, grpc_status, type_name = 400, "INVALID_ARGUMENT", "InvalidModelException"
+
+
+class DownloadFailed(TserveError):
+    status, grpc_status, type_name = 400, "INVALID_ARGUMENT", "DownloadArchiveException"
+
+    def __init__(self, url: str, *, cause: Mapping[str, object] | None = None) -> None:
+        super().__init__(f"Failed to download archive from: {url}", cause=cause)
+
+
+class DefaultVersionInUse(TserveError):
+    status, grpc_status, type_name = 403, "FAILED_PRECONDITION", "InvalidModelVersionException"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Cannot remove default version for model {name}")
+
+
+class ResourceNotFound(TserveError):
+    status, grpc_status, type_name = 404, "NOT_FOUND", "ResourceNotFoundException"
+
+    def __init__(self) -> None:
+        super().__init__("Requested resource is not found, please refer to API document.")
+
+
+class ModelNotFound(TserveError):
+    """Unknown model, and also every refused `url` (the recorded server files both under this name)."""
+
+    status, grpc_status, type_name = 404, "NOT_FOUND", "ModelNotFoundException"
+
+    @classmethod
+    def named(cls, name: str) -> ModelNotFound:
+        return cls(f"Model not found: {name}")
+
+    @classmethod
+    def at(cls, url: str, *, cause: Mapping[str, object] | None = None) -> ModelNotFound:
+        return cls(f"Model not found at: {url}", cause=cause)
+
+
+class ModelVersionNotFound(TserveError):
+    status, grpc_status, type_name = 404, "NOT_FOUND", "ModelVersionNotFoundException"
+
+    def __init__(self, name: str, version: str) -> None:
+        super().__init__(f"Model version: {version} does not exist for model: {name}")
+
+    @classmethod
+    def for_default(cls, name: str, version: str) -> ModelVersionNotFound:
+        """The set-default twin: the recorded sentence has no colons (spec/management.md section 1.9)."""
+        error = cls(name, version)
+        error.message = f"Model version {version} does not exist for model {name}"
+        return error
+
+
+class MethodNotAllowed(TserveError):
+    status, grpc_status, type_name = 405, "UNIMPLEMENTED", "MethodNotAllowedException"
+
+    def __init__(self) -> None:
+        super().__init__("Requested method is not allowed, please refer to API document.")
+
+
+class RequestTimeout(TserveError):
+    status, grpc_status, type_name = 408, "DEADLINE_EXCEEDED", "RequestTimeoutException"
+
+
+class Conflict(TserveError):
+    status, grpc_status, type_name = 409, "ALREADY_EXISTS", "ConflictStatusException"
+
+    def __init__(self, name: str, version: str) -> None:
+        super().__init__(f"Model version {version} is already registered for model {name}")
+        self.name, self.version = name, version
+
+
+class PayloadTooLarge(TserveError):
+    status, grpc_status, type_name = 413, "RESOURCE_EXHAUSTED", "PayloadTooLargeException"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"Request body is larger than max_request_size, {limit} bytes.")
+
+
+class InternalServer(TserveError):
+    """What went wrong inside or in a handler; `code` may be 500, 503, 507 or what the handler chose."""
+
+    def __init__(self, message: str, *, code: int = 500, cause: Mapping[str, object] | None = None) -> None:
+        super().__init__(message, cause=cause)
+        self.code = code
+
+    @classmethod
+    def workers_failed(
+        cls, name: str, version: str | None, *, code: int = 500, cause: Mapping[str, object] | None = None
+    ) -> InternalServer:
+        """`version` is None when the call named none; the recorded sentence then says `null`."""
+        shown = "null" if version is None else version
+        return cls(f"Failed to start workers for model {name} version: {shown}", code=code, cause=cause)
+
+
+class NotYetBuilt(TserveError):
+    """A parameter or route of the contract that this release does not serve yet: said, never ignored."""
+
+    status, grpc_status, type_name = 501, "UNIMPLEMENTED", "NotImplementedException"
+
+
+class ServiceUnavailable(TserveError):
+    status, grpc_status, type_name = 503, "UNAVAILABLE", "ServiceUnavailableException"
+
+    @classmethod
+    def no_worker(
+        cls, name: str, version: str | None, *, cause: Mapping[str, object] | None = None
+    ) -> ServiceUnavailable:
+        """One sentence for no worker and for a full queue; the stray quote is recorded (spec/inference.md 4.1)."""
+        asked = f'"{name}" Version {version}"' if version is not None else f'"{name}"'
+        return cls(
+            f"Model {asked} has no worker to serve inference request. Please use scale workers API to add workers. "
+            "If this is a sequence inference, please check if it is closed, or expired; or exceeds "
+            "maxSequenceJobQueueSize",
+            cause=cause,
+        )
+
+
+class StartError(Exception):
+    """The server cannot start; `exit_code` is what the command ends with (docs/command.md lists them)."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class BadConfiguration(StartError):
+    exit_code = 3
+
+
+class PortTaken(StartError):
+    exit_code = 4
+
+
+class StateLocked(StartError):
+    exit_code = 5
+
+
+class SchemaTooNew(StartError):
+    exit_code = 6
+
+
+class StateUnusable(StartError):
+    exit_code = 7

@@ -1,0 +1,85 @@
+"""The inference API as routes, the plain lane (spec/inference.md sections 1 to 3)."""
+
+from __future__ import annotations
+
+from tserve.domain.wire import Input, JobRequest
+from tserve.errors import BadRequest, NotYetBuilt
+from tserve.http.inputs import query_inputs, read_inputs
+from tserve.http.render import json_reply
+from tserve.http.routes import ANY, Call, Reply, Route, Table
+from tserve.services.describe import Describe
+from tserve.services.inference import Inference
+from tserve.services.management import Management
+
+
+def inference_routes(inference: Inference, describe: Describe, management: Management) -> Table:
+    """Route choice looks at the path only, as recorded; any method but OPTIONS predicts."""
+    api = _InferenceApi(inference, describe, management)
+    return [
+        Route(ANY, "/ping/...", api.ping),
+        Route(ANY, "/predictions/{name}", api.predict),
+        Route(ANY, "/predictions/{name}/{version}/...", api.predict),
+        Route(ANY, "/explanations/{name}", api.explain),
+        Route(ANY, "/explanations/{name}/{version}/...", api.explain),
+        Route(ANY, "/invocations", api.invoke),
+        Route(ANY, "/models/{name}/invoke", api.invoke_model),
+        Route(ANY, "/{name}/predict", api.invoke_model),
+        Route(ANY, "/{name}/{version}/predict", api.invoke_model),
+    ]
+
+
+class _InferenceApi:
+    def __init__(self, inference: Inference, describe: Describe, management: Management) -> None:
+        self._inference = inference
+        self._describe = describe
+        self._management = management
+
+    async def ping(self, call: Call) -> Reply:
+        """A status object even when unhealthy (section 1.1)."""
+        healthy = self._describe.healthy()
+        return json_reply(200 if healthy else 500, {"status": "Healthy" if healthy else "Unhealthy"})
+
+    async def predict(self, call: Call) -> Reply:
+        return await self._predict(call, explain=False)
+
+    async def explain(self, call: Call) -> Reply:
+        return await self._predict(call, explain=True)
+
+    async def _predict(self, call: Call, *, explain: bool) -> Reply:
+        name, version = call.args["name"], call.args.get("version")
+        self._inference.exists(name, version)
+        added = {"explain": str(explain), "url_path": "/".join(call.rest)}
+        return await self._answer(call, name, version, await self._inputs(call), added)
+
+    async def invoke(self, call: Call) -> Reply:
+        """The model is named by the query, else is the only one loaded at start, else by a form field (section 1)."""
+        name = call.query.text("model_name")
+        started = self._management.startup_names
+        if not name and len(started) == 1:
+            name = next(iter(started))
+        inputs = await self._inputs(call)
+        if not name:
+            field = next((part.value for part in inputs if part.name == "model_name"), b"")
+            name = field.decode("utf-8", "replace")
+        if not name:
+            raise BadRequest("Parameter model_name is required.", cause={"field": "model_name"})
+        return await self._answer(call, name, None, (*inputs, *query_inputs(call.query)), {})
+
+    async def invoke_model(self, call: Call) -> Reply:
+        name, version = call.args["name"], call.args.get("version")
+        self._inference.exists(name, version)
+        inputs = (*await self._inputs(call), *query_inputs(call.query))
+        return await self._answer(call, name, version, inputs, {})
+
+    @staticmethod
+    async def _inputs(call: Call) -> tuple[Input, ...]:
+        return read_inputs(call.header("content-type"), await call.body())
+
+    async def _answer(
+        self, call: Call, name: str, version: str | None, inputs: tuple[Input, ...], added: dict[str, str]
+    ) -> Reply:
+        if call.method == "OPTIONS":
+            raise NotYetBuilt("The API description of a model is not served by this release yet.")
+        request = JobRequest(call.request_id, {**dict(call.headers), **added}, inputs)
+        reply = await self._inference.predict(name, version, request)
+        return Reply(reply.status, reply.body, tuple(reply.headers.items()))

@@ -1,0 +1,180 @@
+"""A listening socket, its connections and their end: the boundary around Hypercorn.
+
+Nothing that one client does reaches another client or the server, and `serve` returns in bounded time whatever
+clients do.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from math import inf
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework
+
+from tserve.errors import PortTaken
+from tserve.http.connection import Connection, invalid_message_response
+
+__all__ = ["Listener", "bind", "invalid_message_response", "serve"]
+
+BACKLOG = 1024
+
+log = logging.getLogger("tserve.http")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; a name with addresses of both families gets the IPv4 one.
+
+    Raises tserve.errors.PortTaken with the address and the system's reason.
+    """
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise PortTaken(f"Cannot listen on {shown}: {error.strerror}") from error
+    return sock
+
+
+class Listener:
+    """What the connections of one ASGI application share; it owns them while `serve_connection` runs."""
+
+    def __init__(self, app: ASGIFramework) -> None:
+        self._app = ASGIWrapper(app)
+        self._config = _hypercorn_config()
+        self._context = WorkerContext(None)
+        self._open: set[Connection] = set()
+        self._all_gone = trio.Event()
+        self._end_at = inf
+
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        """Serve one client until it or we are done.  Raises nothing but Cancelled, and always closes the stream."""
+        connection = Connection(self._app, self._config, self._context, stream)
+        self._open.add(connection)
+        if self._context.terminated.is_set():
+            connection.stop()
+        try:
+            await connection.run()
+        except* OSError as group:
+            log.debug("a connection broke", exc_info=group)
+        except* Exception as group:
+            log.warning("a connection was closed on an error in its protocol", exc_info=group)
+        finally:
+            connection.close()
+            self._open.discard(connection)
+
+    async def run(
+        self,
+        sock: socket.socket,
+        *,
+        shutdown: trio.Event,
+        drain_s: float,
+        hard_s: float,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept on `sock` until `shutdown`, then end as `serve` says."""
+        async with self._lifespan(), trio.open_nursery() as lifetime:
+            lifetime.start_soon(self._cut_off, hard_s)
+            try:
+                async with trio.open_nursery() as connections:
+                    await self._accept(sock, connections, shutdown, task_status)
+                    self._end_at = trio.current_time() + drain_s + hard_s
+                    lifetime.cancel_scope.deadline = trio.current_time() + drain_s
+                    await self._context.terminated.set()
+                    for connection in self._open:
+                        connection.stop()
+            finally:
+                self._all_gone.set()
+            lifetime.cancel_scope.cancel()
+
+    async def _accept(
+        self,
+        sock: socket.socket,
+        connections: trio.Nursery,
+        shutdown: trio.Event,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        async with trio.open_nursery() as acceptor:
+            accept = partial(trio.serve_listeners, self.serve_connection, [listener], handler_nursery=connections)
+            await acceptor.start(accept)
+            task_status.started()
+            await shutdown.wait()
+            acceptor.cancel_scope.cancel()
+
+    async def _cut_off(self, hard_s: float) -> None:
+        """Sleep until the connections are cancelled, by the drain's end or from outside; hard_s later close them.
+
+        A shielded send to a client that does not read outlives the cancellation, but not its socket.
+        """
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(hard_s, shield=True):
+                await self._all_gone.wait()
+            for connection in self._open:
+                connection.close()
+
+    @asynccontextmanager
+    async def _lifespan(self) -> AsyncIterator[None]:
+        """The ASGI lifespan around the body; an application may decline it or return early."""
+        lifespan = Lifespan(self._app, self._config, {})
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lifespan.handle_lifespan)
+            if not lifespan.startup.is_set():
+                await lifespan.wait_for_startup()
+            yield
+            if not lifespan.shutdown.is_set():
+                with trio.move_on_at(self._end_at):
+                    await lifespan.wait_for_shutdown()
+            nursery.cancel_scope.cancel()
+
+
+async def serve(
+    app: ASGIFramework,
+    sock: socket.socket,
+    *,
+    shutdown: trio.Event,
+    drain_s: float,
+    hard_s: float,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve an ASGI application on a listening socket until `shutdown` is set, and close the socket.
+
+    From then on nothing is accepted and idle connections are closed.  Requests in flight have `drain_s` seconds,
+    after which their tasks are cancelled; `hard_s` seconds later their sockets are closed.  So this returns within
+    `drain_s + hard_s`, except that an application which shields itself from cancellation bounds itself.  Cancelling
+    `serve` skips the drain.
+    """
+    with sock:
+        await Listener(app).run(sock, shutdown=shutdown, drain_s=drain_s, hard_s=hard_s, task_status=task_status)
+
+
+def _hypercorn_config() -> Config:
+    """Hypercorn's settings; the timeouts are not among them, tserve.http.connection keeps the time."""
+    config = Config()
+    config.include_date_header = False
+    config.include_server_header = False
+    config.keep_alive_max_requests = sys.maxsize
+    config.h11_max_incomplete_size = 16 * 1024
+    config.accesslog = None
+    config.errorlog = log
+    config.shutdown_timeout = inf
+    return config

@@ -1,0 +1,108 @@
+"""The management API as routes: parse, call the service, render (spec/management.md sections 1 and 2)."""
+
+from __future__ import annotations
+
+from tserve.errors import MethodNotAllowed, NotYetBuilt, TserveError
+from tserve.http.lenient_json import parse_object
+from tserve.http.params import JsonBody, Parameters
+from tserve.http.render import json_reply, status_reply
+from tserve.http.routes import Call, Reply, Route, Table
+from tserve.services.describe import Describe
+from tserve.services.desired import RegisterRequest
+from tserve.services.management import Management, Progress, Result, ScaleRequest
+from tserve.services.pages import Pages
+
+_STATUS = {Progress.DONE: 200, Progress.ACCEPTED: 202, Progress.PARTLY: 206}
+
+
+def management_routes(management: Management, describe: Describe, pages: Pages, *, model_api: bool) -> Table:
+    """`model_api` off refuses register and unregister before anything is read (section 1.11)."""
+    api = _ManagementApi(management, describe, pages)
+    register, unregister = (api.register, api.unregister) if model_api else (_refuse, _refuse)
+    return [
+        Route(frozenset({"GET"}), "/models", api.list),
+        Route(frozenset({"POST"}), "/models", register),
+        Route(frozenset({"GET"}), "/models/{name}", api.describe),
+        Route(frozenset({"PUT"}), "/models/{name}", api.scale),
+        Route(frozenset({"DELETE"}), "/models/{name}", unregister),
+        Route(frozenset({"GET"}), "/models/{name}/{version}", api.describe),
+        Route(frozenset({"PUT"}), "/models/{name}/{version}", api.scale),
+        Route(frozenset({"DELETE"}), "/models/{name}/{version}", unregister),
+        Route(frozenset({"PUT"}), "/models/{name}/{version}/set-default", api.set_default),
+        Route(frozenset({"GET"}), "/workflows", _no_workflows),
+    ]
+
+
+async def _refuse(call: Call) -> Reply:
+    raise MethodNotAllowed
+
+
+async def _no_workflows(call: Call) -> Reply:
+    """There are none, and none can be registered, as in upstream's last sources (spec/server.md section 14)."""
+    return json_reply(200, {"workflows": []})
+
+
+class _ManagementApi:
+    def __init__(self, management: Management, describe: Describe, pages: Pages) -> None:
+        self._management = management
+        self._describe = describe
+        self._pages = pages
+
+    async def list(self, call: Call) -> Reply:
+        page = await self._pages.page(limit=call.query.number("limit"), token=call.query.number("next_page_token"))
+        models = [{"modelName": name, "modelUrl": url} for name, url in page.models]
+        token = {} if page.next_token is None else {"nextPageToken": str(page.next_token)}
+        return json_reply(200, {**token, "models": models})
+
+    async def register(self, call: Call) -> Reply:
+        given: Parameters = call.query
+        if call.header("content-type").partition(";")[0].strip().lower() == "application/json":
+            given = JsonBody(parse_object(await call.body()))
+        ask = RegisterRequest(
+            url=given.text("url"),
+            model_name=given.text("model_name"),
+            handler=given.text("handler"),
+            runtime=given.text("runtime"),
+            batch_size=given.number("batch_size"),
+            max_batch_delay=given.number("max_batch_delay"),
+            initial_workers=given.number("initial_workers"),
+            synchronous=given.flag("synchronous"),
+            response_timeout=given.number("response_timeout"),
+            startup_timeout=given.number("startup_timeout"),
+        )
+        return _command(await self._management.register(ask, actor=call.actor))
+
+    async def scale(self, call: Call) -> Reply:
+        query = call.query
+        fewest, timeout = query.number("min_worker"), query.number("timeout")
+        ask = ScaleRequest(
+            name=call.args["name"],
+            version=call.args.get("version", query.text("model_version")),
+            min_worker=1 if fewest is None else fewest,
+            max_worker=query.number("max_worker"),
+            synchronous=query.flag("synchronous") or False,
+            timeout=-1 if timeout is None else timeout,
+        )
+        return _command(await self._management.scale(ask, actor=call.actor))
+
+    async def describe(self, call: Call) -> Reply:
+        name, version = call.args["name"], call.args.get("version")
+        described = self._describe.all(name) if version == "all" else self._describe.one(name, version)
+        if version != "all" and call.query.flag("customized"):
+            raise _CUSTOMIZED
+        return json_reply(200, described)
+
+    async def unregister(self, call: Call) -> Reply:
+        result = await self._management.unregister(call.args["name"], call.args.get("version"), actor=call.actor)
+        return _command(result)
+
+    async def set_default(self, call: Call) -> Reply:
+        result = await self._management.set_default(call.args["name"], call.args["version"], actor=call.actor)
+        return _command(result)
+
+
+_CUSTOMIZED: TserveError = NotYetBuilt("customized=true is not served by this release yet.")
+
+
+def _command(result: Result) -> Reply:
+    return status_reply(_STATUS[result.progress], result.text)

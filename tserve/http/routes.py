@@ -1,0 +1,93 @@
+"""Routes as data: what a listener serves, matched on decoded path segments.
+
+One table per API; a listener serves one or more of them.  The order of checks is the contract's: an unknown path
+is 404, a known path with another method 405 (spec/management.md section 1.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from tserve.errors import MethodNotAllowed, ResourceNotFound
+from tserve.http.params import Query
+
+ANY = frozenset({"*"})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, parsed: `args` are the path's named segments, `rest` what a trailing `...` took.
+
+    `headers` keep the client's spelling and order.  `body()` reads the whole body, once; it raises PayloadTooLarge.
+    `actor` is the client's address.
+    """
+
+    method: str
+    args: dict[str, str]
+    rest: tuple[str, ...]
+    query: Query
+    headers: tuple[tuple[str, str], ...]
+    body: Callable[[], Awaitable[bytes]]
+    actor: str
+    request_id: str
+
+    def header(self, name: str) -> str:
+        """The first header of that lower-case name, empty when there is none."""
+        return next((value for key, value in self.headers if key.lower() == name), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer: `headers` come before the ones that every answer has."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`pattern`: literal segments, `{name}` for any one, a last `...` for the rest."""
+
+    methods: frozenset[str]
+    pattern: str
+    handler: Handler
+    segments: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", tuple(s for s in self.pattern.split("/") if s))
+
+    def match(self, path: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]] | None:
+        segments, rest = self.segments, ()
+        if segments and segments[-1] == "...":
+            segments = segments[:-1]
+            path, rest = path[: len(segments)], tuple(path[len(segments) :])  # type: ignore[assignment]
+        if len(segments) != len(path):
+            return None
+        args = {}
+        for want, have in zip(segments, path, strict=True):
+            if want.startswith("{"):
+                args[want[1:-1]] = have
+            elif want != have:
+                return None
+        return args, rest
+
+
+Table = Sequence[Route]
+
+
+def find(table: Table, method: str, path: Sequence[str]) -> tuple[Handler, dict[str, str], tuple[str, ...]]:
+    """The route for a request.  Raises ResourceNotFound, MethodNotAllowed."""
+    known = False
+    for route in table:
+        matched = route.match(path)
+        if matched is None:
+            continue
+        if route.methods is ANY or method in route.methods:
+            return route.handler, *matched
+        known = True
+    raise MethodNotAllowed if known else ResourceNotFound

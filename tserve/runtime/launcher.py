@@ -1,0 +1,85 @@
+"""The seam to worker processes: start one for a version, exchange frames with it, end it.
+
+Kept narrow, so that a zygote, another interpreter or another machine can stand behind it (DESIGN.md section 12).
+tests/process/launcher_contract.py holds every launcher, the fake one too, to these promises.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from tserve.domain.plan import WorkerSpec
+from tserve.domain.wire import Frame
+
+
+class WorkerGone(Exception):
+    """The worker hung up or died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: `code` as a shell shows it, 128 + n for signal n."""
+
+    code: int
+
+    @property
+    def killed(self) -> bool:
+        """By SIGKILL, as the kernel does when memory runs out, or as good as."""
+        return self.code == 128 + signal.SIGKILL
+
+    def __str__(self) -> str:
+        if self.code > 128:
+            try:
+                return f"signal {signal.Signals(self.code - 128).name}"
+            except ValueError:
+                pass
+        return f"exit code {self.code}"
+
+
+class Worker(Protocol):
+    """A running worker.  One task sends and receives; the rest may be called from any."""
+
+    pid: int
+    exited: trio.Event
+
+    async def send(self, frame: Frame) -> None:
+        """Raises WorkerGone."""
+        ...
+
+    async def receive(self) -> Frame:
+        """The next frame; what the worker sent before it died still comes.  Raises WorkerGone, WireError."""
+        ...
+
+    def hang_up(self) -> None:
+        """Ask the worker to leave."""
+        ...
+
+    def kill(self) -> None:
+        """End the worker and all of its process group now."""
+        ...
+
+    async def wait(self) -> Exit:
+        """Wait for the end of the process."""
+        ...
+
+    def tail(self) -> str:
+        """The last output, at most 64 KiB."""
+        ...
+
+    def memory(self) -> int:
+        """Resident bytes; 0 when unknown."""
+        ...
+
+
+class Launcher(Protocol):
+    def launch(self, spec: WorkerSpec, *, label: str) -> AbstractAsyncContextManager[Worker]:
+        """A new worker, not yet loaded; leaving the block ends its whole process group, whatever happens.
+
+        `label` names it in the log.  Raises OSError when no process can be started.
+        """
+        ...

@@ -1,0 +1,90 @@
+"""The reconciler: makes the pools follow the desired state of their versions.
+
+It holds keys, not events, and reads the desired state when it gets to them.  It is handed that state by a
+function and knows no store.  A bug in here ends the server, loudly; a failing version stays in its pool.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import trio
+
+from tserve.domain.plan import PoolSpec
+from tserve.domain.versions import Key
+from tserve.runtime.launcher import Launcher
+from tserve.runtime.pool import Pool
+
+
+class Reconciler:
+    """`desired` gives the pool spec of a version, None when it is not registered."""
+
+    def __init__(
+        self, desired: Callable[[Key], PoolSpec | None], launcher: Launcher, *, first_slot_number: int
+    ) -> None:
+        self._desired = desired
+        self._launcher = launcher
+        self._numbers = itertools.count(first_slot_number)
+        self._pools: dict[Key, Pool] = {}
+        self._retiring: set[Pool] = set()
+        self._woken: dict[Key, tuple[float, trio.Event]] = {}
+        self._wake = trio.Event()
+
+    def pool(self, key: Key) -> Pool | None:
+        return self._pools.get(key)
+
+    async def wake(self, key: Key, *, drain_s: float) -> Pool | None:
+        """Have a version looked at after its desired state changed; the pool as it stands once that is done.
+
+        `drain_s` is the time that surplus workers get for what they have in hand.
+        """
+        before = self._pools.get(key)
+        _, looked_at = self._woken.get(key, (0.0, trio.Event()))
+        self._woken[key] = drain_s, looked_at
+        self._wake.set()
+        await looked_at.wait()
+        pool = self._pools.get(key, before)
+        if pool is not None:
+            await pool.caught_up()
+        return pool
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reconcile until cancelled; pools live in here."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                woken, self._woken = self._woken, {}
+                for key, (drain_s, looked_at) in woken.items():
+                    self._reconcile(nursery, key, drain_s)
+                    looked_at.set()
+
+    def _reconcile(self, nursery: trio.Nursery, key: Key, drain_s: float) -> None:
+        spec, pool = self._desired(key), self._pools.get(key)
+        if spec is None:
+            if pool is not None:
+                del self._pools[key]
+                self._retiring.add(pool)
+                pool.apply(None, drain_s=drain_s)
+        elif pool is not None:
+            pool.apply(spec, drain_s=drain_s)
+        else:
+            pool = self._pools[key] = Pool(spec, self._launcher, self._numbers)
+            nursery.start_soon(self._run_pool, pool)
+
+    async def _run_pool(self, pool: Pool) -> None:
+        try:
+            await pool.run()
+        finally:
+            self._retiring.discard(pool)
+
+    async def drain(self, *, drain_s: float) -> None:
+        """Retire every pool and wait until all are gone; `drain_s` bounds it but for the ends of processes."""
+        pools = [*self._pools.values(), *self._retiring]
+        self._pools.clear()
+        for pool in pools:
+            pool.apply(None, drain_s=drain_s)
+        for pool in pools:
+            await pool.gone.wait()

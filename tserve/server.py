@@ -1,0 +1,173 @@
+"""The composition root: builds every layer, runs it, and takes it down in order.
+
+Start: lock and upgrade the state, bind the ports, load the state, start what it asks for, listen.
+Stop: not listening, requests in flight finish, workers drain, the state is closed; a hard end behind it all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import trio
+
+from tserve.archive.keep import Keep
+from tserve.domain.plan import PoolSpec
+from tserve.domain.registry import Registry
+from tserve.domain.versions import Key
+from tserve.http.app import make_app
+from tserve.http.inference import inference_routes
+from tserve.http.listener import bind, serve
+from tserve.http.management import management_routes
+from tserve.http.routes import Table
+from tserve.runtime.reconcile import Reconciler
+from tserve.runtime.worker import SubprocessLauncher
+from tserve.services.describe import Describe
+from tserve.services.desired import pool_spec
+from tserve.services.inference import Inference
+from tserve.services.management import Management
+from tserve.services.pages import Pages
+from tserve.services.startup import load_models
+from tserve.settings import Address, Settings
+from tserve.store.gateway import SqliteStore
+from tserve.store.upgrade import open_state
+
+DRAIN_S = 20.0  # what requests and workers in hand get at SIGTERM
+HARD_S = 2.0  # after that connections are closed under their clients
+LAST_RESORT_S = 10  # whatever still stands this long after both ends with the process
+_log = logging.getLogger("tserve")
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code.  Raises StartError."""
+    with open_state(settings.state_dir) as database, ExitStack() as stack:
+        server = _Server(settings, database)
+        sockets = {role: stack.enter_context(bound) for role, bound in _bind(settings).items()}
+        return trio.run(server.run, sockets)
+
+
+def _bind(settings: Settings) -> dict[tuple[str, ...], socket.socket]:
+    """One socket per address, under the roles that share it: inference and management may (spec/server.md 17)."""
+    roles: dict[Address | str, list[str]] = {}
+    for role in ("inference", "management", "metrics"):
+        address: Address = getattr(settings, role)
+        # Port 0 is a port of its own for everyone who asks for it.
+        roles.setdefault(address if address.port else role, []).append(role)
+    bound: dict[tuple[str, ...], socket.socket] = {}
+    for shared in roles.values():
+        address = getattr(settings, shared[0])
+        bound[tuple(shared)] = bind(address.host, address.port)
+    return bound
+
+
+class _Server:
+    def __init__(self, settings: Settings, database: Path) -> None:
+        self._settings = settings
+        self._store = SqliteStore(database)
+        self._keep = Keep(settings.state_dir, settings.model_store, allowed_urls=settings.allowed_urls)
+        self._stop = trio.Event()
+        self._hurry = trio.CancelScope()
+
+    async def run(self, sockets: dict[tuple[str, ...], socket.socket]) -> int:
+        """The whole life of the server: 0 when everything in hand was finished, 1 when it had to be cut short."""
+        self._registry = Registry(await self._store.load())
+        await self._keep.prepare({version.digest for version in self._registry})
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._listen_to_signals)
+            with self._hurry:
+                await self._serve(sockets)
+            nursery.cancel_scope.cancel()
+        await self._store.close()
+        return 1 if self._hurry.cancelled_caught else 0
+
+    async def _serve(self, sockets: dict[tuple[str, ...], socket.socket]) -> None:
+        settings, registry = self._settings, self._registry
+        launcher = SubprocessLauncher()
+        reconciler = Reconciler(self._desired, launcher, first_slot_number=settings.initial_worker_port)
+        management = Management(self._store, registry, self._keep, reconciler, settings)
+        describe = Describe(registry, reconciler, management, settings)
+        pages = Pages(self._store, registry, offsets_only=settings.list_page_tokens == "offset")
+        await pages.load()
+        tables: dict[str, Table] = {
+            "management": management_routes(management, describe, pages, model_api=settings.enable_model_api),
+            "inference": inference_routes(Inference(registry, reconciler), describe, management),
+            "metrics": [],
+        }
+        async with trio.open_nursery() as nursery:
+            await nursery.start(reconciler.run)
+            await nursery.start(management.run)
+            for version in list(registry):
+                await reconciler.wake(version.key, drain_s=math.inf)
+            await load_models(management, self._keep, settings)
+            await self._listen(sockets, tables)
+            await reconciler.drain(drain_s=DRAIN_S)
+            nursery.cancel_scope.cancel()
+
+    def _desired(self, key: Key) -> PoolSpec | None:
+        version = self._registry.get(key)
+        if version is None:
+            return None
+        archive = self._registry.archive(version.digest)
+        return pool_spec(version, archive, self._keep.model_dir(version.digest), self._settings)
+
+    async def _listen(self, sockets: dict[tuple[str, ...], socket.socket], tables: dict[str, Table]) -> None:
+        """Listen until told to stop, then until the last request is answered or its time is over."""
+        settings = self._settings
+        async with trio.open_nursery() as nursery:
+            for roles, bound in sockets.items():
+                app = make_app(
+                    "-".join(roles),
+                    [tables[role] for role in ("management", "inference", "metrics") if role in roles],
+                    max_request_size=settings.max_request_size,
+                    cors=settings.cors_headers,
+                )
+                await nursery.start(_serve_app, app, bound, self._stop)
+            with _endpoints_file(settings.state_dir / "endpoints.json", _urls(settings, sockets)) as urls:
+                _log.info("ready: %s", ", ".join(f"{role} {url}" for role, url in urls.items()))
+                await self._stop.wait()
+
+    async def _listen_to_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                if self._stop.is_set():
+                    _log.warning("%s again: not waiting any longer", signal.Signals(number).name)
+                    self._hurry.cancel()
+                else:
+                    _log.info("%s: finishing what is in hand", signal.Signals(number).name)
+                    # The kernel ends the process if something keeps it from ending by itself.
+                    signal.alarm(int(DRAIN_S + HARD_S + DRAIN_S) + LAST_RESORT_S)
+                    self._stop.set()
+
+
+async def _serve_app(
+    app: object, bound: socket.socket, stop: trio.Event, *, task_status: trio.TaskStatus[None]
+) -> None:
+    await serve(app, bound, shutdown=stop, drain_s=DRAIN_S, hard_s=HARD_S, task_status=task_status)  # type: ignore[arg-type]
+
+
+def _urls(settings: Settings, sockets: dict[tuple[str, ...], socket.socket]) -> dict[str, str]:
+    urls = {}
+    for roles, bound in sockets.items():
+        for role in roles:
+            urls[role] = Address(getattr(settings, role).host, bound.getsockname()[1]).url
+    return urls
+
+
+@contextmanager
+def _endpoints_file(path: Path, urls: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Where tools find the addresses as chosen, for as long as the server accepts connections."""
+    written = path.with_suffix(".tmp")
+    written.write_text(json.dumps(urls, indent=2) + "\n")
+    os.replace(written, path)
+    try:
+        yield urls
+    finally:
+        path.unlink(missing_ok=True)

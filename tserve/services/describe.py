@@ -1,0 +1,120 @@
+"""What is: descriptions of versions and the health of the whole, answered from memory.
+
+Keys and their order are the contract's (spec/management.md section 6); what tserve knows beyond them stands in a
+`tserve` member behind the others, per version and per worker (DESIGN.md section 9).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from tserve.domain.model_config import ModelConfig
+from tserve.domain.phases import LOADED
+from tserve.domain.registry import Registry
+from tserve.domain.versions import Version
+from tserve.runtime.pool import PoolView
+from tserve.runtime.reconcile import Reconciler
+from tserve.runtime.slot import SlotView
+from tserve.services.desired import queue_size
+from tserve.services.management import Management
+from tserve.settings import Settings
+
+_NO_CONFIG = ModelConfig()
+
+
+class Describe:
+    def __init__(
+        self, registry: Registry, reconciler: Reconciler, management: Management, settings: Settings
+    ) -> None:
+        self._registry = registry
+        self._reconciler = reconciler
+        self._management = management
+        self._settings = settings
+
+    def one(self, name: str, version: str | None) -> list[dict[str, object]]:
+        """The version asked for, the default one when none is.  Raises ModelNotFound, ModelVersionNotFound."""
+        return [self._describe(self._registry.find(name, version))]
+
+    def all(self, name: str) -> list[dict[str, object]]:
+        """Every version, oldest registration first (the recorded order is a hash's).  Raises ModelNotFound."""
+        return [self._describe(version) for version in self._registry.all_of(name)]
+
+    def healthy(self) -> bool:
+        """Whether each default version has as many workers that have not given up as it wants (section 5.5)."""
+        return all(self._enough(version) for version in self._registry.defaults() if version.min_workers > 0)
+
+    def _enough(self, version: Version) -> bool:
+        pool = self._reconciler.pool(version.key)
+        return pool is not None and pool.healthy() >= version.min_workers
+
+    def _describe(self, version: Version) -> dict[str, object]:
+        archive = self._registry.archive(version.digest)
+        config = archive.config or _NO_CONFIG
+        pool = self._reconciler.pool(version.key)
+        view = pool.view() if pool is not None else PoolView(capacity=queue_size(archive, self._settings))
+        sequences = config.sequence_max_idle_ms > 0
+        described: dict[str, object] = {
+            "modelName": version.key.name,
+            "modelVersion": version.key.version,
+            "modelUrl": version.url,
+            "engine": "Torch",
+            "runtime": version.runtime,
+            "minWorkers": version.min_workers,
+            "maxWorkers": version.max_workers,
+            "batchSize": version.batch_size,
+            "maxBatchDelay": version.max_batch_delay,
+            "responseTimeout": version.response_timeout,
+            "startupTimeout": version.startup_timeout,
+            "maxRetryTimeoutInSec": config.max_retry_timeout_s,
+            "clientTimeoutInMills": config.client_timeout_ms,
+            "parallelType": config.parallel_type,
+            "parallelLevel": config.parallel_level,
+            "deviceType": "cpu",
+            "continuousBatching": config.continuous_batching,
+            "useJobTicket": config.use_job_ticket,
+            "useVenv": config.use_venv and version.runtime == "python",
+            "stateful": config.sequence_batching,
+            "sequenceMaxIdleMSec": config.sequence_max_idle_ms if sequences else 0,
+            "sequenceTimeoutMSec": config.sequence_timeout_ms if sequences else 0,
+            "maxNumSequence": config.max_num_sequence if sequences else 0,
+            "maxSequenceJobQueueSize": config.max_sequence_job_queue_size if sequences else 0,
+            "loadedAtStartup": version.key.name in self._management.startup_names,
+            "workers": [_worker(slot) for slot in view.slots],
+            "jobQueueStatus": {
+                "remainingCapacity": max(0, view.capacity - view.pending),
+                "pendingRequests": view.pending,
+            },
+            "tserve": {
+                "digest": f"sha256:{version.digest}",
+                "handler": version.handler,
+                "default": self._registry.is_default(version.key),
+            },
+        }
+        return described
+
+
+def _worker(slot: SlotView) -> dict[str, object]:
+    detail: dict[str, object] = {
+        "phase": slot.phase.value,
+        "phaseSeconds": round(slot.since_s, 3),
+        "restarts": slot.restarts,
+    }
+    if slot.next_try_in_s is not None:
+        detail["nextTrySeconds"] = round(max(0.0, slot.next_try_in_s), 3)
+    if slot.failure is not None:
+        detail["lastFailure"] = slot.failure.cause()
+    return {
+        "id": str(slot.id),
+        "startTime": _timestamp(slot.created_at),
+        "status": "READY" if slot.phase in LOADED else "UNLOADING",
+        "memoryUsage": slot.memory,
+        "pid": slot.pid,
+        "gpu": False,
+        "gpuUsage": "N/A",
+        "tserve": detail,
+    }
+
+
+def _timestamp(epoch_s: float) -> str:
+    """As the contract writes times; in UTC, which its `Z` means (section 12, row 23)."""
+    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

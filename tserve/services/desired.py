@@ -1,0 +1,143 @@
+"""From what a client, the archive and the configuration say to the desired state of a version, and on to a pool's.
+
+Precedence, highest first: parameter of the call, archive yaml, `models` property, default (DESIGN.md section 9).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tserve.domain.model_config import ModelConfig
+from tserve.domain.plan import PoolSpec, WorkerSpec
+from tserve.domain.versions import Archive, Key, Version
+from tserve.errors import BadRequest, InvalidModel
+from tserve.settings import ModelSettings, Settings
+
+UNSET = -1  # also what clients send for "default" (spec/management.md section 2.1)
+UNSET_DELAY = -100
+RUNTIMES = {"python": "python", "python3": "python3", "LSP": "LSP", "PYTHON": "python", "PYTHON3": "python3"}
+_NO_CONFIG = ModelConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterRequest:
+    """Parameters of a registration as given; None where the client said nothing or nothing that can be read.
+
+    `max_batch_delay` is in milliseconds, timeouts in whole seconds.
+    """
+
+    url: str | None = None
+    model_name: str | None = None
+    handler: str | None = None
+    runtime: str | None = None
+    batch_size: int | None = None
+    max_batch_delay: int | None = None
+    initial_workers: int | None = None
+    synchronous: bool | None = None
+    response_timeout: int | None = None
+    startup_timeout: int | None = None
+
+
+def check_runtime(runtime: str | None) -> None:
+    """Raises BadRequest."""
+    if runtime is not None and runtime not in RUNTIMES:
+        raise BadRequest(
+            f"Invalid RuntimeType value: {runtime}",
+            cause={"field": "runtime", "value": runtime, "allowed": sorted(RUNTIMES)},
+        )
+
+
+def version_of(ask: RegisterRequest, archive: Archive, settings: Settings, *, at_startup: bool) -> Version:
+    """The version that a registration asks for.  Raises InvalidModel for an archive that does not say enough."""
+    manifest, config = archive.manifest, archive.config or _NO_CONFIG
+    name = ask.model_name or manifest.model_name
+    if not name:
+        raise InvalidModel("Model name is not defined.", cause={"reason": "no_model_name"})
+    runtime = ask.runtime or manifest.runtime
+    if runtime is None:
+        raise InvalidModel("Runtime is not defined or invalid.", cause={"allowed": sorted(RUNTIMES)})
+    key = Key(name, manifest.model_version)
+    given = settings.model_settings.get((key.name, key.version), ModelSettings())
+    asked_delay = None if ask.max_batch_delay == UNSET_DELAY else ask.max_batch_delay
+    fewest, most = _workers(ask, config, given, settings, at_startup=at_startup)
+    return Version(
+        key=key,
+        url=ask.url or "",
+        digest=archive.digest,
+        handler=ask.handler or manifest.handler or settings.default_service_handler or "",
+        runtime=RUNTIMES[runtime],
+        batch_size=_first(ask.batch_size, config.batch_size or None, given.batch_size, 1),
+        max_batch_delay=_first(asked_delay, config.max_batch_delay_ms or None, given.max_batch_delay, 100),
+        response_timeout=_first(
+            ask.response_timeout,
+            config.response_timeout_s if "response_timeout_s" in config.given else None,
+            given.response_timeout,
+            settings.default_response_timeout,
+        ),
+        startup_timeout=_first(
+            ask.startup_timeout,
+            config.startup_timeout_s if "startup_timeout_s" in config.given else None,
+            given.startup_timeout,
+            settings.default_startup_timeout,
+        ),
+        min_workers=fewest,
+        max_workers=most,
+    )
+
+
+def _first(asked: int | None, *others: int | None) -> int:
+    choices = (asked if asked != UNSET else None, *others)
+    return next(value for value in choices if value is not None)
+
+
+def _workers(
+    ask: RegisterRequest, config: ModelConfig, given: ModelSettings, settings: Settings, *, at_startup: bool
+) -> tuple[int, int]:
+    """Minimum and maximum.  The `models` property counts only at start; then the default is one per processor."""
+    if ask.initial_workers is not None:
+        count = max(0, ask.initial_workers)
+        return count, count
+    if 0 < config.min_workers <= config.max_workers:
+        return config.min_workers, config.max_workers
+    count = settings.default_workers_per_model
+    if not at_startup:
+        return count, count
+    if given.min_workers and given.max_workers and given.min_workers <= given.max_workers:
+        return given.min_workers, given.max_workers
+    count = count or os.cpu_count() or 1
+    return count, count
+
+
+def queue_size(archive: Archive, settings: Settings) -> int:
+    return (archive.config or _NO_CONFIG).job_queue_size or settings.job_queue_size
+
+
+def pool_spec(version: Version, archive: Archive, model_dir: Path, settings: Settings) -> PoolSpec:
+    """What the machine needs to serve a version: numbers clamped to where they mean something."""
+    config = archive.config or _NO_CONFIG
+    batch_size = max(1, version.batch_size)
+    return PoolSpec(
+        key=version.key,
+        worker=WorkerSpec(
+            model_name=version.key.name,
+            model_dir=str(model_dir),
+            handler=version.handler,
+            runtime=version.runtime,
+            batch_size=batch_size,
+            manifest=archive.manifest.raw,
+            config_file=archive.manifest.config_file,
+            decode_input=settings.decode_input_request,
+            limit_max_image_pixels=settings.limit_max_image_pixels,
+            max_response_size=settings.max_response_size,
+        ),
+        min_workers=version.min_workers,
+        max_workers=version.max_workers,
+        batch_size=batch_size,
+        batch_delay_s=max(0, version.max_batch_delay) / 1000,
+        response_timeout_s=float(max(0, version.response_timeout)),
+        startup_timeout_s=float(max(0, version.startup_timeout)),
+        retry_window_s=float(config.max_retry_timeout_s),
+        queue_size=queue_size(archive, settings),
+    )

@@ -1,0 +1,256 @@
+"""Use cases of the management API: register, scale, unregister, set-default.
+
+Each one writes desired state, has the reconciler look at it, and only then answers.  Commit and apply are one
+shielded step; what follows a commit belongs to this service, so that a client that hangs up cancels its wait and
+nothing else (DESIGN.md section 4).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import trio
+
+from tserve.archive.keep import Keep
+from tserve.domain.registry import Registry
+from tserve.domain.versions import Archive, Key, Version
+from tserve.errors import BadRequest, InternalServer, ModelVersionNotFound
+from tserve.runtime.pool import Pool, Settled
+from tserve.runtime.reconcile import Reconciler
+from tserve.services.desired import RegisterRequest, check_runtime, version_of
+from tserve.services.ports import Store
+from tserve.settings import Settings
+
+_log = logging.getLogger("tserve.services")
+
+
+class Progress(Enum):
+    DONE = "done"
+    ACCEPTED = "accepted"  # goes on without the client
+    PARTLY = "partly"  # not everything asked for is there yet
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How far a command came, and the sentence that says so."""
+
+    progress: Progress
+    text: str
+
+
+ACCEPTED = Result(Progress.ACCEPTED, "Processing worker updates...")
+PARTLY = Result(Progress.PARTLY, "Workers scaling in progress...")
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRequest:
+    """`timeout` in seconds: what surplus workers get for the work they have in hand, negative for no limit."""
+
+    name: str
+    version: str | None = None
+    min_worker: int = 1
+    max_worker: int | None = None
+    synchronous: bool = False
+    timeout: int = -1
+
+
+class _Work:
+    """Something that this service finishes whether or not its client waits."""
+
+    def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
+        self.act = act
+        self.done = trio.Event()
+        self.error: Exception | None = None
+
+
+class Management:
+    """`run` must be running; the commands may then be called from any task."""
+
+    def __init__(
+        self, store: Store, registry: Registry, keep: Keep, reconciler: Reconciler, settings: Settings
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._keep = keep
+        self._reconciler = reconciler
+        self._settings = settings
+        self._changing = trio.Lock()
+        self._send_work, self._work = trio.open_memory_channel[_Work](math.inf)
+        self.startup_names: set[str] = set()  # models that this start loaded by name
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the work that outlives its clients."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            async for work in self._work:
+                nursery.start_soon(self._do, work)
+
+    async def _do(self, work: _Work) -> None:
+        try:
+            await work.act()
+        except Exception as e:  # handed to the client that waits, if it still does
+            work.error = e
+        finally:
+            work.done.set()
+
+    async def _see_through(self, act: Callable[[], Awaitable[None]]) -> None:
+        """Have `act` done to its end and wait for it.  Cancelling the wait leaves it running."""
+        work = _Work(act)
+        self._send_work.send_nowait(work)
+        await work.done.wait()
+        if work.error is not None:
+            raise work.error
+
+    # -- commands
+
+    async def register(self, ask: RegisterRequest, *, actor: str, at_startup: bool = False) -> Result:
+        """Register an archive as a version (spec/management.md sections 1.4 and 3).
+
+        Raises BadRequest, ModelNotFound, InvalidModel, DownloadFailed, Conflict, and InternalServer when the
+        archive cannot be kept or a worker of a synchronous call cannot be started: nothing is left of it then.
+        """
+        if ask.url is None:
+            raise BadRequest("Parameter url is required.", cause={"field": "url"})
+        check_runtime(ask.runtime)
+        async with self._keep.admit(ask.url) as archive:
+            version = version_of(ask, archive, self._settings, at_startup=at_startup)
+            await self._add(version, archive, actor)
+        key = version.key
+        if at_startup:
+            self.startup_names.add(key.name)
+        if version.min_workers <= 0:
+            return Result(
+                Progress.DONE,
+                f'Model "{key.name}" Version: {key.version} registered with 0 initial workers. '
+                "Use scale workers API to add workers for the model.",
+            )
+        pool = await self._reconciler.wake(key, drain_s=math.inf)
+        synchronous = self._settings.default_register_synchronous if ask.synchronous is None else ask.synchronous
+        if not synchronous or at_startup or pool is None:
+            return ACCEPTED
+        await self._see_through(lambda: self._all_up_or_roll_back(version, pool, actor))
+        count = version.min_workers
+        text = f'Model "{key.name}" Version: {key.version} registered with {count} initial workers'
+        return Result(Progress.DONE, text)
+
+    async def _add(self, version: Version, archive: Archive, actor: str) -> None:
+        async with self._changing:
+            self._registry.check_free(version.key)
+            with trio.CancelScope(shield=True):
+                await self._store.add_version(version, archive, actor=actor)
+                self._registry.add(version, archive)
+        _log.info("%s registered from %s by %s", version.key, version.url, actor)
+
+    async def _all_up_or_roll_back(self, version: Version, pool: Pool, actor: str) -> None:
+        settled = await pool.settled(patience_s=float(max(0, version.startup_timeout)))
+        if settled.ready:
+            return
+        key = version.key
+        if not settled.gone and self._registry.get(key) == version:
+            await self._remove(version, actor=f"{actor} (roll-back)", drain_s=0, roll_back=True)
+        raise self._workers_failed(key.name, key.version, settled)
+
+    @staticmethod
+    def _workers_failed(name: str, version: str | None, settled: Settled) -> InternalServer:
+        if settled.gone:
+            cause: dict[str, object] = {"reason": "unregistered", "detail": "the version was unregistered meanwhile"}
+            return InternalServer.workers_failed(name, version, cause=cause)
+        if settled.failure is None:
+            cause = {"reason": "not_all_up", "detail": "some workers were not up within startup_timeout"}
+            return InternalServer.workers_failed(name, version, cause=cause)
+        failure = settled.failure
+        return InternalServer.workers_failed(name, version, code=failure.code, cause=failure.cause())
+
+    async def scale(self, ask: ScaleRequest, *, actor: str) -> Result:
+        """Want between `min_worker` and `max_worker` workers (spec/management.md sections 1.5 and 4.1).
+
+        Raises BadRequest, ModelNotFound, ModelVersionNotFound, and InternalServer when a synchronous call's new
+        worker cannot be started; the wanted numbers stay.
+        """
+        most = ask.min_worker if ask.max_worker is None else ask.max_worker
+        if most < ask.min_worker:
+            raise BadRequest(
+                "max_worker cannot be less than min_worker.",
+                cause={"field": "max_worker", "value": most, "allowed": f"{ask.min_worker} or more"},
+            )
+        if most < 0:
+            raise BadRequest(
+                f"min_worker cannot be negative: {ask.min_worker}",
+                cause={"field": "min_worker", "value": ask.min_worker, "allowed": "0 or more"},
+            )
+        key = await self._want_workers(ask, most, actor)
+        pool = await self._reconciler.wake(key, drain_s=math.inf if ask.timeout < 0 else float(ask.timeout))
+        if not ask.synchronous:
+            return ACCEPTED
+        if pool is not None:
+            version = self._registry.get(key)
+            patience_s = float(max(0, version.startup_timeout)) if version is not None else 0.0
+            settled = await pool.settled(patience_s=patience_s)
+            if settled.failure is not None or settled.gone:
+                raise self._workers_failed(ask.name, ask.version, settled)
+            if not settled.ready:
+                return PARTLY
+        text = f"Workers scaled to {ask.min_worker} for model: {ask.name}"
+        return Result(Progress.DONE, text if ask.version is None else f"{text}, version: {ask.version}")
+
+    async def _want_workers(self, ask: ScaleRequest, most: int, actor: str) -> Key:
+        async with self._changing:
+            version = self._registry.find(ask.name, ask.version)
+            wanted = replace(version, min_workers=ask.min_worker, max_workers=most)
+            if wanted != version:
+                with trio.CancelScope(shield=True):
+                    await self._store.replace_version(wanted, actor=actor)
+                    self._registry.replace(wanted)
+        return version.key
+
+    async def unregister(self, name: str, version: str | None, *, actor: str) -> Result:
+        """Remove a version; its workers drain for up to `unregister_model_timeout` (DESIGN.md section 11).
+
+        Raises ModelNotFound, ModelVersionNotFound, DefaultVersionInUse.
+        """
+        found = self._registry.find(name, version)
+        drain_s = float(max(0, self._settings.unregister_model_timeout))
+        await self._see_through(lambda: self._remove(found, actor=actor, drain_s=drain_s))
+        return Result(Progress.DONE, f'Model "{name}" unregistered')
+
+    async def _remove(self, version: Version, *, actor: str, drain_s: float, roll_back: bool = False) -> None:
+        key = version.key
+        async with self._changing:
+            self._registry.find(key.name, key.version)
+            if roll_back:
+                await self._hand_on_default(key, actor)
+            self._registry.check_removable(key)
+            with trio.CancelScope(shield=True):
+                await self._store.remove_version(key, actor=actor)
+                self._registry.remove(key)
+        self.startup_names.discard(key.name)
+        _log.info("%s unregistered by %s", key, actor)
+        pool = await self._reconciler.wake(key, drain_s=drain_s)
+        if pool is not None:
+            await pool.gone.wait()
+        await self._keep.release(version.digest, referenced=self._registry.references)
+
+    async def _hand_on_default(self, key: Key, actor: str) -> None:
+        """Another version came while this one failed to start: it must not be kept from leaving as the default."""
+        others = [version.key for version in self._registry.all_of(key.name) if version.key != key]
+        if others and self._registry.is_default(key):
+            with trio.CancelScope(shield=True):
+                await self._store.set_default(others[0], actor=actor)
+                self._registry.set_default(others[0])
+
+    async def set_default(self, name: str, version: str, *, actor: str) -> Result:
+        """Make a version the one used when a request names none.  Raises ModelNotFound, ModelVersionNotFound."""
+        async with self._changing:
+            try:
+                key = self._registry.find(name, version).key
+            except ModelVersionNotFound:
+                raise ModelVersionNotFound.for_default(name, version) from None
+            if not self._registry.is_default(key):
+                with trio.CancelScope(shield=True):
+                    await self._store.set_default(key, actor=actor)
+                    self._registry.set_default(key)
+        return Result(Progress.DONE, f'Default version successfully updated for model "{name}" to "{version}"')

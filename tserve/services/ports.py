@@ -1,0 +1,44 @@
+"""The store as the services need it: the seam at which tests put a fake (tests/store/contract.py holds both to it)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tserve.domain.cursors import Cursor
+from tserve.domain.registry import Contents
+from tserve.domain.versions import Archive, Key, Version
+
+
+class Store(Protocol):
+    """Durable desired state.  Each change is one transaction that also writes its numbered `changes` row.
+
+    `actor` says who asked (a client address, or `start`); the methods return the change's number once it is
+    durable.  Raises tserve.errors.Conflict for a version that exists, ModelVersionNotFound for one that does not.
+    """
+
+    async def load(self) -> Contents: ...
+
+    async def add_version(self, version: Version, archive: Archive, *, actor: str) -> int:
+        """Add a version; the first one of a name becomes its default."""
+        ...
+
+    async def replace_version(self, version: Version, *, actor: str) -> int:
+        """Overwrite the mutable fields of a registered version (worker counts)."""
+        ...
+
+    async def set_default(self, key: Key, *, actor: str) -> int: ...
+
+    async def remove_version(self, key: Key, *, actor: str) -> int:
+        """Remove a version, its model when it was the last, and the archive row when no version is left on it."""
+        ...
+
+    async def load_cursors(self, *, now: float) -> list[Cursor]:
+        """The cursors that have not expired."""
+        ...
+
+    async def put_cursor(self, after_name: str, *, now: float, expires_at: float, most: int) -> Cursor:
+        """The cursor behind a name: a new one, or the old one with its expiry moved on.
+
+        Expired rows are dropped, and past `most` rows those that expire first.
+        """
+        ...

@@ -1,0 +1,198 @@
+"""What the server was told: properties file, command line and environment, read once into one frozen object.
+
+Order and rules are those of spec/server.md section 2; the keys stand in settings_keys.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from tserve.errors import BadConfiguration
+from tserve.settings_keys import KEYS, Effect
+from tserve.settings_values import Address, Given, ModelSettings
+
+__all__ = ["Address", "ModelSettings", "Options", "Settings", "load_settings"]
+
+_INFERENCE, _MANAGEMENT, _METRICS = (Address("127.0.0.1", port) for port in (8080, 8081, 8082))
+_CORS_HEADERS = {
+    "cors_allowed_origin": "access-control-allow-origin",
+    "cors_allowed_methods": "access-control-allow-methods",
+    "cors_allowed_headers": "access-control-allow-headers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the server needs to know at start.  Paths are absolute, timeouts whole seconds, sizes bytes."""
+
+    model_store: Path
+    state_dir: Path
+    inference: Address = _INFERENCE
+    management: Address = _MANAGEMENT
+    metrics: Address = _METRICS
+    load_models: tuple[str, ...] = ()
+    model_settings: Mapping[tuple[str, str], ModelSettings] = field(default_factory=lambda: MappingProxyType({}))
+    default_workers_per_model: int = 0
+    default_response_timeout: int = 120
+    default_startup_timeout: int = 120
+    unregister_model_timeout: int = 120
+    job_queue_size: int = 100
+    max_request_size: int = 6553500
+    max_response_size: int = 6553500
+    initial_worker_port: int = 9000
+    allowed_urls: tuple[str, ...] = ("file://.*", "http(s)?://.*")
+    allow_private_addresses: bool = False
+    enable_model_api: bool = True
+    default_register_synchronous: bool = False
+    list_page_tokens: Literal["cursor", "offset"] = "cursor"
+    cors_headers: tuple[tuple[str, str], ...] = ()
+    default_service_handler: str | None = None
+    decode_input_request: bool = True
+    limit_max_image_pixels: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line gave, as given.  `without_effect` names flags that are accepted and do nothing yet."""
+
+    ts_config: str | None = None
+    model_store: str | None = None
+    state_dir: str | None = None
+    models: tuple[str, ...] | None = None
+    disable_token_auth: bool = False
+    enable_model_api: bool = False
+    without_effect: tuple[str, ...] = ()
+
+
+_Sourced = tuple[str, str]  # a text, and where it came from
+
+
+def load_settings(options: Options, environ: Mapping[str, str], cwd: Path) -> Settings:
+    """Read file, command line and environment in upstream's order (spec/server.md section 2); later wins.
+
+    `cwd` is where ./config.properties is looked for and what relative paths start from.  Raises BadConfiguration
+    with key, value and what is allowed, also for what asks for a feature that this release does not have.
+    """
+    warnings: list[str] = []
+    texts = _collect(options, environ, cwd, warnings)
+    read = {
+        key.name: key.parse(Given(key.name, *texts[key.name], cwd, warnings))
+        for key in KEYS
+        if key.parse is not None and key.name in texts
+    }
+    members = {key.field: read[key.name] for key in KEYS if key.field is not None and key.name in read}
+    members["cors_headers"] = tuple((header, read[name]) for name, header in _CORS_HEADERS.items() if read.get(name))
+    settings = Settings(**members, warnings=(*warnings, *_notices(texts, options)))  # type: ignore[arg-type]
+    if "disable_token_authorization" not in texts:
+        _refuse_open_addresses(settings)
+    return settings
+
+
+def _collect(options: Options, environ: Mapping[str, str], cwd: Path, warnings: list[str]) -> dict[str, _Sourced]:
+    """The text that wins for each key."""
+    texts = {"model_store": ("./model_store", "default"), "state_dir": ("./.tserve", "default")}
+    if (path := _find_file(options, environ, cwd)) is not None:
+        texts |= {key: (_substitute(text, environ), str(path)) for key, text in _read_properties(path).items()}
+    from_environ = dict(_from_environ(texts, environ))
+    unread = [key.env for key in KEYS if key.env and environ.get(key.env) and key.name not in from_environ]
+    if unread:
+        warnings.append(
+            f"set in the environment but not read: {', '.join(unread)}; the properties file must say "
+            "enable_envvars_config=true, and for TS_ALLOWED_URLS also use_env_allowed_urls=true"
+        )
+    return texts | dict(_from_options(options)) | from_environ
+
+
+def _from_options(options: Options) -> Iterator[tuple[str, _Sourced]]:
+    for name in ("model_store", "state_dir"):
+        if (value := getattr(options, name)) is not None:
+            yield name, (value, "command line")
+    if options.models is not None:
+        yield "load_models", (",".join(options.models), "command line")
+    if options.disable_token_auth:
+        yield "disable_token_authorization", ("true", "command line")
+    if options.enable_model_api:
+        yield "enable_model_api", ("true", "command line")
+
+
+def _from_environ(texts: Mapping[str, _Sourced], environ: Mapping[str, str]) -> Iterator[tuple[str, _Sourced]]:
+    """Variables count only if the file says so, the list of allowed URLs only if it says so twice."""
+
+    def is_on(name: str) -> bool:
+        return texts.get(name, ("false", ""))[0].strip().lower() == "true"
+
+    if protocol := environ.get("TS_OPEN_INFERENCE_PROTOCOL"):  # read whatever the file says, in words of its own
+        yield "ts_open_inference_protocol", (str(protocol == "oip").lower(), f"TS_OPEN_INFERENCE_PROTOCOL={protocol}")
+    if not is_on("enable_envvars_config"):
+        return
+    closed = {"ts_open_inference_protocol"} | (set() if is_on("use_env_allowed_urls") else {"allowed_urls"})
+    for key in KEYS:
+        if key.env is not None and key.env in environ and key.name not in closed:
+            yield key.name, (environ[key.env], key.env)
+
+
+def _find_file(options: Options, environ: Mapping[str, str], cwd: Path) -> Path | None:
+    for named, origin in ((environ.get("TS_CONFIG_FILE"), " (TS_CONFIG_FILE)"), (options.ts_config, "")):
+        if named:
+            if not (cwd / named).is_file():
+                raise BadConfiguration(f"--ts-config file not found: {named}{origin}")
+            return cwd / named
+    default = cwd / "config.properties"
+    return default if default.is_file() else None
+
+
+def _read_properties(path: Path) -> dict[str, str]:
+    """The file as Java reads it.  Java's own encoding is Latin-1, but editors write UTF-8: that is tried first."""
+    import javaproperties  # late: `tserve --version` has no use for it
+
+    try:
+        data = path.read_bytes()
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+        return javaproperties.loads(text)
+    except (OSError, ValueError) as error:
+        raise BadConfiguration(f"cannot read {path}: {error}") from error
+
+
+def _substitute(text: str, environ: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise BadConfiguration(f"Invalid Environment Variable {match[1]}")
+        return environ[match[1]]
+
+    return re.sub(r"\$\$([^$]+)\$\$", value, text)
+
+
+def _notices(texts: Mapping[str, _Sourced], options: Options) -> Iterator[str]:
+    """Warnings about what was given and does nothing."""
+    idle = [key.name for key in KEYS if key.effect is Effect.NOT_YET and key.name in texts]
+    if "model_snapshot" in idle:
+        idle.remove("model_snapshot")
+        yield (
+            "model_snapshot is not restored: the registry lives in the state folder and survives restarts; "
+            "name models to have at start in load_models"
+        )
+    if idle or options.without_effect:
+        yield f"without effect in this release: {', '.join((*idle, *options.without_effect))}"
+    if unknown := sorted(texts.keys() - {key.name for key in KEYS}):
+        yield f"unknown keys, without effect: {', '.join(unknown)}"
+
+
+def _refuse_open_addresses(settings: Settings) -> None:
+    """Unset, the token check is off while every address is loopback and on as soon as one is not (DESIGN.md 9)."""
+    for name in ("inference", "management", "metrics"):
+        address: Address = getattr(settings, name)
+        if not address.is_loopback:
+            raise BadConfiguration(
+                f"{name}_address={address.url}: other machines can reach it, which asks for tokens; they are not "
+                "built yet, not ignored; allowed is a loopback address, or disable_token_authorization=true "
+                "(--disable-token-auth) to run without tokens"
+            )

@@ -1,0 +1,216 @@
+"""The table of all keys of the properties file: what each does, how it is read, which member of Settings it fills.
+
+docs/configuration.md is tested against it.  A key that asks for protection or behaviour this release lacks refuses the
+start, other keys without a feature behind them are warned about: nothing is ignored in silence but Java's own matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tserve import settings_values as read
+from tserve.settings_values import Parser
+
+
+class Effect(Enum):
+    """What a key does; the values are the headings of docs/configuration.md."""
+
+    USED = "Keys in use"
+    REFUSED = "Keys that refuse the start"
+    NOT_YET = "Keys without effect yet"
+    NONE = "Keys without meaning here"
+
+
+_WITHOUT_ENV = {
+    *("models", "model_snapshot", "use_env_allowed_urls", "enable_envvars_config", "system_metrics_cmd"),
+    *("metric_time_interval", "use_native_io", "io_ratio", "vmargs", "plugins_path", "python", "version"),
+    "tsConfigFile",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key; `field` names the member of Settings that it fills, None when it fills none by itself."""
+
+    name: str
+    effect: Effect
+    description: str
+    parse: Parser | None = None
+    field: str | None = None
+
+    @property
+    def env(self) -> str | None:
+        """The environment variable that overrides the key, as upstream names it; None where upstream has none."""
+        if self.name in _WITHOUT_ENV:
+            return None
+        if self.name == "token_expiration_min":
+            return "TS_TOKEN_EXPIRATION_TIME_MIN"
+        return "TS_" + self.name.upper().removeprefix("TS_")
+
+
+def _used(name: str, parse: Parser, description: str) -> Key:
+    """A key that fills the member of its own name."""
+    return Key(name, Effect.USED, description, parse, name)
+
+
+def _refused(name: str, parse: Parser, description: str) -> Key:
+    return Key(name, Effect.REFUSED, description, parse)
+
+
+_NO_TLS = read.must_be_empty("leave it out and put a TLS proxy in front")
+_KEEP_FALSE = read.must_be(False, "set it to false")
+
+_LISTENERS = (
+    Key(
+        "inference_address",
+        Effect.USED,
+        "Listener of predictions, `http://host[:port]`; port 80 if left out",
+        read.address(80),
+        "inference",
+    ),
+    Key(
+        "management_address",
+        Effect.USED,
+        "Listener of model management; port 8081 if left out",
+        read.address(8081),
+        "management",
+    ),
+    Key("metrics_address", Effect.USED, "Listener of metrics; port 8082 if left out", read.address(8082), "metrics"),
+    Key("cors_allowed_origin", Effect.USED, "Sent as `access-control-allow-origin`", read.header_value),
+    Key("cors_allowed_methods", Effect.USED, "Sent as `access-control-allow-methods`", read.header_value),
+    Key("cors_allowed_headers", Effect.USED, "Sent as `access-control-allow-headers`", read.header_value),
+    _used("max_request_size", read.number(1), "Largest request body in bytes"),
+    _used("max_response_size", read.number(1), "Largest answer of a worker in bytes"),
+    Key(
+        "disable_token_authorization",
+        Effect.USED,
+        "`true`: no token check; `false` is refused, since tokens are not built yet; unset: see below",
+        read.must_be(True, "set it to true to run without tokens"),
+    ),
+    Key(
+        "enable_envvars_config",
+        Effect.USED,
+        "`true` in the file: variables of the environment beat the file and the command line",
+        read.boolean,
+    ),
+)
+
+_MODELS = (
+    _used("model_store", read.store, "Folder of the archives; it must exist"),
+    _used("state_dir", read.path, "Folder of the registry and of the kept archives (tserve's own key)"),
+    _used("load_models", read.start_models, "What to have registered at start: `all`, or `a.mar,name=b.mar`"),
+    Key("models", Effect.USED, "Settings per model version, as JSON; see below", read.model_table, "model_settings"),
+    _used("default_workers_per_model", read.number(0), "Workers of a model when nobody says how many; see below"),
+    _used("default_response_timeout", read.number(1), "Seconds a worker may take for one batch"),
+    _used("default_startup_timeout", read.number(1), "Seconds a worker may take to load its model"),
+    _used("unregister_model_timeout", read.number(0), "Seconds to drain a model that is unregistered"),
+    _used("job_queue_size", read.number(1), "Requests that may wait, per model version"),
+    _used("initial_worker_port", read.number(0, 65535), "First worker id; ids count up from here"),
+    _used(
+        "allowed_urls",
+        read.patterns,
+        "Comma list of regular expressions; a source's whole URL must match one, in any case; empty allows none",
+    ),
+    Key(
+        "use_env_allowed_urls",
+        Effect.USED,
+        "Lets `TS_ALLOWED_URLS` count, together with `enable_envvars_config`",
+        read.boolean,
+    ),
+    _used(
+        "allow_private_addresses",
+        read.boolean,
+        "Lets sources be fetched from private, loopback and link-local addresses (tserve's own key)",
+    ),
+    _used("enable_model_api", read.boolean, "Register and unregister over the API; upstream's default is `false`"),
+    _used(
+        "default_register_synchronous",
+        read.boolean,
+        "`true`: a register call that does not say `synchronous` waits for its workers (tserve's own key)",
+    ),
+    _used(
+        "list_page_tokens",
+        read.choice("cursor", "offset"),
+        "Page tokens of the model list: `cursor` survives changes, `offset` is upstream's way (tserve's own key)",
+    ),
+    _used("default_service_handler", read.optional, "Handler of archives that name none"),
+    _used("decode_input_request", read.boolean, "Workers decode JSON and text bodies for the handler"),
+    _used("limit_max_image_pixels", read.boolean, "`false` lifts Pillow's limit on image size in vision handlers"),
+)
+
+_REFUSED = (
+    _refused("private_key_file", _NO_TLS, "TLS; refused unless empty"),
+    _refused("certificate_file", _NO_TLS, "TLS; refused unless empty"),
+    _refused("keystore", _NO_TLS, "TLS; refused unless empty"),
+    _refused("enable_grpc_ssl", _KEEP_FALSE, "TLS for gRPC; refused unless `false`"),
+    _refused("service_envelope", read.must_be_empty("leave it out"), "Body formats; refused unless empty"),
+    _refused("ts_open_inference_protocol", _KEEP_FALSE, "KServe's v2 protocol; refused unless `false`"),
+    _refused(
+        "install_py_dep_per_model",
+        read.must_be(False, "install the packages beforehand and set it to false"),
+        "Installing an archive's requirements; refused unless `false`",
+    ),
+    _refused(
+        "blacklist_env_vars",
+        read.must_be_empty("start the server without those variables"),
+        "Variables to hide from workers; refused unless empty",
+    ),
+)
+
+_NOT_YET = {
+    "model_snapshot": "Not restored: the registry lives in the state folder",
+    "workflow_store": "Folder of workflow archives",
+    "token_expiration_min": "Minutes a token lives",
+    "metrics_mode": "`log`, `prometheus` or `legacy`",
+    "metrics_config": "File that lists the metrics",
+    "model_metrics_auto_detect": "Take model metrics that the file does not list",
+    "enable_metrics_api": "Metrics listener on or off",
+    "disable_system_metrics": "No metrics of the host",
+    "system_metrics_cmd": "Command that measures the host",
+    "metric_time_interval": "Seconds between two measurements of the host",
+    "grpc_inference_address": "Host of the gRPC inference listener",
+    "grpc_inference_port": "Port of the gRPC inference listener",
+    "grpc_inference_max_connection_age_ms": "Longest life of its connections",
+    "grpc_inference_max_connection_age_grace_ms": "Time to finish after that",
+    "grpc_management_address": "Host of the gRPC management listener",
+    "grpc_management_port": "Port of the gRPC management listener",
+    "grpc_management_max_connection_age_ms": "Longest life of its connections",
+    "grpc_management_max_connection_age_grace_ms": "Time to finish after that",
+    "number_of_gpu": "Most GPUs to use",
+    "initial_distribution_port": "First port of torchrun workers",
+    "cpu_launcher_enable": "Pin workers to cores",
+    "cpu_launcher_args": "How to pin them",
+    "ipex_enable": "Intel's extension for PyTorch",
+    "ipex_gpu_enable": "Intel's extension on GPUs",
+    "ts_header_key_sequence_id": "Header with the id of a sequence",
+    "ts_header_key_sequence_start": "Header that starts a sequence",
+    "ts_header_key_sequence_end": "Header that ends a sequence",
+}
+
+_NO_MEANING = {
+    "vmargs": "Options of the Java machine",
+    "number_of_netty_threads": "Threads of the Java front end",
+    "netty_client_threads": "Threads of the Java front end",
+    "prefer_direct_buffer": "Buffers of the Java front end",
+    "use_native_io": "Sockets of the Java front end",
+    "io_ratio": "Scheduling of the Java front end",
+    "async_logging": "Logging of the Java front end",
+    "plugins_path": "Java plug-ins",
+    "keystore_pass": "Goes with `keystore`",
+    "keystore_type": "Goes with `keystore`",
+    "model_server_home": "Where the Java front end finds its Python code",
+    "python": "Written by upstream into its snapshots",
+    "version": "Written by upstream into its snapshots",
+    "tsConfigFile": "Written by upstream into its snapshots",
+    "cpp_log_config": "Logging of the C++ backend",
+    "debug": "For developers of the Java front end",
+}
+
+KEYS: tuple[Key, ...] = (
+    *_LISTENERS,
+    *_MODELS,
+    *_REFUSED,
+    *(Key(name, Effect.NOT_YET, description) for name, description in _NOT_YET.items()),
+    *(Key(name, Effect.NONE, description) for name, description in _NO_MEANING.items()),
+)

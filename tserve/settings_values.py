@@ -1,0 +1,243 @@
+"""Texts of the properties file made into values: one parser per kind, each refusing what it cannot read.
+
+Syntax is that of spec/server.md sections 3 to 5.  Nothing here knows which key a parser is used for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from tserve.errors import BadConfiguration
+
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener binds.  Port 0 lets the kernel choose, so two equal addresses with port 0 are two listeners."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """True for `localhost` and loopback numbers only: what another name resolves to can change."""
+        if self.host.lower() == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """One version's entry of the `models` property; None where it says nothing (spec/server.md section 4).
+
+    `max_batch_delay` is in milliseconds, the timeouts are whole seconds.
+    """
+
+    min_workers: int | None = None
+    max_workers: int | None = None
+    batch_size: int | None = None
+    max_batch_delay: int | None = None
+    response_timeout: int | None = None
+    startup_timeout: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A key's text, who gave it, and what its parser may need: the folder of relative paths, a place for warnings."""
+
+    key: str
+    text: str
+    origin: str
+    cwd: Path
+    warnings: list[str]
+
+    def bad(self, allowed: str) -> BadConfiguration:
+        return BadConfiguration(f"{self._shown()}: allowed is {allowed}")
+
+    def not_built(self, instead: str) -> BadConfiguration:
+        return BadConfiguration(f"{self._shown()}: not built yet, not ignored; {instead}")
+
+    def _shown(self) -> str:
+        text = self.text if len(self.text) <= 200 else self.text[:200] + "…"
+        return f"{self.key}={text if text.isprintable() else repr(text)} ({self.origin})"
+
+
+Parser = Callable[[Given], object]
+
+
+def boolean(given: Given) -> bool:
+    """Upstream takes any other text for false, which would turn `yes` into its opposite."""
+    lowered = given.text.strip().lower()
+    if lowered not in ("true", "false"):
+        raise given.bad("true or false")
+    return lowered == "true"
+
+
+def number(least: int, most: int = _INT32_MAX) -> Parser:
+    def parse(given: Given) -> int:
+        text = given.text.strip()
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,10}", text) else None
+        if value is None or not least <= value <= most:
+            raise given.bad(f"a whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+def choice(*choices: str) -> Parser:
+    def parse(given: Given) -> str:
+        if given.text.strip() not in choices:
+            raise given.bad(" or ".join(choices))
+        return given.text.strip()
+
+    return parse
+
+
+def address(default_port: int) -> Parser:
+    """`http://host[:port]`; an IPv6 number stands in brackets, as in any URL."""
+
+    def parse(given: Given) -> Address:
+        text = given.text.strip()
+        if text.lower().startswith(("https://", "unix:")):
+            raise given.not_built("use http://host[:port]")
+        match = re.fullmatch(r"http://(\[[^\]]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", text, re.IGNORECASE | re.ASCII)
+        found = Address(match[1].strip("[]"), int(match[2] or default_port)) if match else None
+        if found is None or found.port > 65535 or not _is_host(found.host):
+            raise given.bad("http://host[:port] with a port from 0 to 65535")
+        return found
+
+    return parse
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host and not re.fullmatch(r"[0-9.]+", host):
+        return True  # a name: binding will tell
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def path(given: Given) -> Path:
+    if not given.text.strip():
+        raise given.bad("the path of a folder")
+    return (given.cwd / given.text.strip()).absolute()
+
+
+def store(given: Given) -> Path:
+    """A folder that must exist; the sentence is upstream's (spec/server.md section 1)."""
+    folder = path(given)
+    if not folder.is_dir():
+        raise BadConfiguration(f"--model-store directory not found: {given.text.strip()}")
+    return folder
+
+
+def _items(given: Given) -> tuple[str, ...]:
+    return tuple(item.strip() for item in given.text.split(",") if item.strip())
+
+
+def start_models(given: Given) -> tuple[str, ...]:
+    """`all` in any case, or items `archive` and `name=archive` (spec/server.md section 8)."""
+    items = _items(given)
+    if any(item.startswith("=") or item.endswith("=") for item in items):
+        raise given.bad("all, or a list of archive or name=archive")
+    return ("all",) if [item.lower() for item in items] == ["all"] else items
+
+
+def patterns(given: Given) -> tuple[str, ...]:
+    """An empty text is an empty list: no URL is allowed."""
+    items = _items(given)
+    for item in items:
+        try:
+            re.compile(item)
+        except re.error as error:
+            raise given.bad(f"a comma list of regular expressions; {item} is none: {error}") from error
+    return items
+
+
+def header_value(given: Given) -> str:
+    if not given.text.isprintable() or not given.text.isascii():
+        raise given.bad("printable ASCII, since it becomes a response header")
+    return given.text.strip()
+
+
+def optional(given: Given) -> str | None:
+    return given.text.strip() or None
+
+
+_MODEL_FIELDS = {
+    "minWorkers": "min_workers",
+    "maxWorkers": "max_workers",
+    "batchSize": "batch_size",
+    "maxBatchDelay": "max_batch_delay",
+    "responseTimeout": "response_timeout",
+    "startupTimeout": "startup_timeout",
+}
+_SNAPSHOT_FIELDS = frozenset({"defaultVersion", "marName", "runtimeType", "parallelLevel"})  # no use outside snapshots
+
+
+def model_table(given: Given) -> Mapping[tuple[str, str], ModelSettings]:
+    """The `models` property: `{model: {version: {"minWorkers": 1, ...}}}` (spec/server.md section 4)."""
+    try:
+        table = json.loads(given.text)
+    except ValueError as error:
+        raise given.bad(f"a JSON object; {error}") from error
+    found = {}
+    for name, versions in _members(given, table, "models"):
+        for version, entry in _members(given, versions, f"models.{name}"):
+            where = f"models.{name}.{version}"
+            values = dict(_members(given, entry, where))
+            found[name, version] = ModelSettings(
+                **{known: _positive(given, values.get(key), f"{where}.{key}") for key, known in _MODEL_FIELDS.items()}
+            )
+            if unknown := sorted(values.keys() - _MODEL_FIELDS.keys() - _SNAPSHOT_FIELDS):
+                given.warnings.append(f"{where}: unknown, without effect: {', '.join(unknown)}")
+    return MappingProxyType(found)
+
+
+def _members(given: Given, value: object, where: str) -> Iterator[tuple[str, object]]:
+    if not isinstance(value, dict):
+        raise BadConfiguration(f"{where}={json.dumps(value)} ({given.origin}): allowed is a JSON object")
+    yield from value.items()
+
+
+def _positive(given: Given, value: object, where: str) -> int | None:
+    """A number or a text that holds one; zero and less say nothing, as upstream reads them."""
+    text = "0" if value is None else str(value)
+    if isinstance(value, bool | float) or not re.fullmatch(r"[+-]?[0-9]{1,10}", text) or int(text) > _INT32_MAX:
+        raise BadConfiguration(
+            f"{where}={json.dumps(value)} ({given.origin}): allowed is a whole number up to {_INT32_MAX}"
+        )
+    return int(text) if int(text) > 0 else None
+
+
+def must_be_empty(instead: str) -> Parser:
+    def parse(given: Given) -> None:
+        if given.text.strip():
+            raise given.not_built(instead)
+
+    return parse
+
+
+def must_be(wanted: bool, instead: str) -> Parser:
+    def parse(given: Given) -> None:
+        if boolean(given) is not wanted:
+            raise given.not_built(instead)
+
+    return parse
