@@ -116,22 +116,21 @@ def address(default_port: int) -> Parser:
         if text.lower().startswith(("https://", "unix:")):
             raise given.not_built("use http://host[:port]")
         match = re.fullmatch(r"http://(\[[^\]]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", text, re.IGNORECASE | re.ASCII)
-        found = Address(match[1].strip("[]"), int(match[2] or default_port)) if match else None
-        if found is None or found.port > 65535 or not _is_host(found.host):
+        if match is None or not _is_host(match[1]) or int(match[2] or default_port) > 65535:
             raise given.bad("http://host[:port] with a port from 0 to 65535")
-        return found
+        return Address(match[1].strip("[]"), int(match[2] or default_port))
 
     return parse
 
 
 def _is_host(host: str) -> bool:
-    if ":" not in host and not re.fullmatch(r"[0-9.]+", host):
+    bracketed = host.startswith("[")
+    if not bracketed and not re.fullmatch(r"[0-9.]+", host):
         return True  # a name: binding will tell
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host.strip("[]")).version == (6 if bracketed else 4)
     except ValueError:
         return False
-    return True
 
 
 def path(given: Given) -> Path:

@@ -77,7 +77,7 @@ def create_cursors() -> None:
         "cursors",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("after_name", sa.Text(), nullable=False),
-        sa.Column("expires_at", sa.Float(), nullable=False),
+        sa.Column("expires_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_cursors"),
         sa.UniqueConstraint("after_name", name="uq_cursors_after_name"),
         sqlite_autoincrement=True,

@@ -12,7 +12,22 @@ from tserve.domain.versions import Archive, Key, Manifest, Version
 from tserve.errors import Conflict, DefaultVersionInUse, ModelNotFound, ModelVersionNotFound
 from tserve.services.ports import Store
 
-ODD_NAMES = ("br", "a/b", "", " ", "\0", "a\0b", "a", "ß", "\U0001f600", "\ufffd", "e\u0301", "\u00e9", "x" * 5000, "'\"%s")
+ODD_NAMES = (
+    "br",
+    "a/b",
+    "",
+    " ",
+    "\0",
+    "a\0b",
+    "a",
+    "ß",
+    "\U0001f600",
+    "\ufffd",
+    "e\u0301",
+    "\u00e9",
+    "x" * 5000,
+    "'\"%s",
+)
 
 
 def version(name: str, number: str = "1.0", digest: str = "d1", **settings: int | str) -> Version:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.store.files import execute
 from tserve.domain.cursors import LAST_TOKEN, TokensExhausted, token_of
 from tserve.errors import InternalServer
 from tserve.store.gateway import SqliteStore
@@ -23,8 +22,7 @@ def test_tokens_fill_the_upper_half_of_int32() -> None:
 
 async def test_past_the_last_token_nothing_is_written(sqlite_store: SqliteStore, database: Path) -> None:
     await sqlite_store.put_cursor("a", now=0.0, expires_at=9.0, most=5)
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'cursors'", (2**30 - 2,))
+    execute(database, f"UPDATE sqlite_sequence SET seq = {2**30 - 2} WHERE name = 'cursors'")
     last = await sqlite_store.put_cursor("b", now=0.0, expires_at=9.0, most=5)
     assert last.token == 2**31 - 1
     with pytest.raises(InternalServer) as raised:

@@ -6,7 +6,6 @@ import random
 import resource
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.store.contract import FULL_ARCHIVE, version
+from tests.store.files import execute, python
 from tserve.domain.registry import Contents
 from tserve.domain.versions import Archive, Key
 from tserve.errors import InternalServer, StateUnusable
@@ -124,14 +124,13 @@ async def test_a_database_held_by_another_process_is_said(database: Path) -> Non
 
 
 async def test_a_damaged_table_is_said_on_loading(sqlite_store: SqliteStore, database: Path) -> None:
-    with closing(sqlite3.connect(database)) as other, other:
-        other.execute("DROP TABLE cursors")
+    execute(database, "DROP TABLE cursors")
     with pytest.raises(StateUnusable, match="no such table: cursors"):
         await sqlite_store.load_cursors(now=0.0)
 
 
 FULL_DISK = """
-import resource, sys, trio
+import resource, trio
 from pathlib import Path
 from tests.store.contract import FULL_ARCHIVE, version
 from tserve.errors import InternalServer
@@ -160,9 +159,7 @@ trio.run(main)
 def test_a_full_disk_refuses_the_change_and_harms_nothing(database: Path) -> None:
     """A file size limit stands in for the disk: writes beyond it fail in the kernel."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, database], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run(python(FULL_DISK, database), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     refusal, after = done.stdout.splitlines()
     added, reason, message = refusal.split("|")
@@ -176,7 +173,7 @@ def test_a_full_disk_refuses_the_change_and_harms_nothing(database: Path) -> Non
 
 
 WRITER = """
-import itertools, os, sys, trio
+import itertools, os, trio
 from pathlib import Path
 from tests.store.contract import FULL_ARCHIVE, version
 from tserve.store.gateway import SqliteStore
@@ -225,8 +222,7 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(state_dir: Path) -> No
 
 
 def _write_until_killed(state_dir: Path, prefix: str) -> dict[int, str]:
-    command = [sys.executable, "-c", WRITER, state_dir, prefix]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen(python(WRITER, state_dir, prefix), stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         lines = [writer.stdout.readline() for _ in range(random.randint(1, 60))]
         writer.kill()

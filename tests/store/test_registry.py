@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.store.contract import FULL_ARCHIVE, FULL_VERSION, version
+from tests.store.files import rows
 from tserve.domain.model_config import ModelConfig
 from tserve.domain.versions import Archive, Key, Manifest
 from tserve.errors import Conflict, InternalServer
 from tserve.store.documents import read_config, read_manifest, write_config, write_manifest
 from tserve.store.gateway import SqliteStore
-
-
-def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(query).fetchall()
 
 
 async def test_each_change_is_recorded_before_and_after(sqlite_store: SqliteStore, database: Path) -> None:
@@ -40,7 +33,9 @@ async def test_each_change_is_recorded_before_and_after(sqlite_store: SqliteStor
         (4, "me", "set_default", "m", "2"),
         (5, "me", "remove_version", "m", "1"),
     ]
-    before, after = zip(*([None if text is None else json.loads(text) for text in row[5:]] for row in recorded), strict=True)
+    before, after = zip(
+        *([None if text is None else json.loads(text) for text in row[5:]] for row in recorded), strict=True
+    )
     assert before[0] is None
     assert after[0]["url"] == "m.mar"
     assert before[2] == {"min_workers": 1, "max_workers": 0}

@@ -83,7 +83,7 @@ class BaseHandler(abc.ABC):  # noqa: B024 - subclasses rely on the metaclass for
         try:
             return torch.jit.load(model_pt_path, map_location=self.device)
         except RuntimeError as error:
-            if True:
+            if _is_torchscript(model_pt_path):
                 raise
             raise RuntimeError(
                 f"{_NO_WEIGHTS}: {Path(model_pt_path).name!r} is not a TorchScript file. If it holds a state dict, "

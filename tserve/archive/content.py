@@ -6,30 +6,28 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from io import BufferedReader
+from pathlib import Path
 
 from tserve.archive.refusal import Refused
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 ZIP_MAGIC = b"PK\x03\x04"
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 @contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """Raises Refused when the path is no regular file, or when the file was written to inside the block."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place must not block us
-    with open(os.open(path, flags), "rb") as file:
+    with os.fdopen(os.open(path, flags), "rb") as file:
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
-            raise Refused("unsafe_entry", f"{os.path.basename(path)!a} is not a regular file")
+            raise Refused("unsafe_entry", f"{path.name!a} is not a regular file")
         yield file
         after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise Refused("changed_while_reading", f"{os.path.basename(path)!a} was written to meanwhile")
+            raise Refused("changed_while_reading", f"{path.name!a} was written to meanwhile")
 
 
-def first_bytes(file: BinaryIO) -> bytes:
+def first_bytes(file: BufferedReader) -> bytes:
     return os.pread(file.fileno(), len(ZIP_MAGIC), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from itertools import islice
+from pathlib import Path
 
 from tserve.archive.content import opened
 from tserve.archive.refusal import Refused
@@ -13,7 +14,7 @@ from tserve.archive.tree import Tree
 _MARK = b"tserve folder 1\0"  # so that no listing of a folder can be the bytes of a file
 
 
-def copy_folder(folder: str, tree: Tree) -> tuple[str, int]:
+def copy_folder(folder: Path, tree: Tree) -> tuple[str, int]:
     """Copy a folder; its digest (of a listing of paths, modes and file digests) and the bytes of its files.
 
     A folder that holds one folder and nothing else stands for the inner one (spec/management.md section 3.1).
@@ -22,20 +23,20 @@ def copy_folder(folder: str, tree: Tree) -> tuple[str, int]:
     with os.scandir(folder) as entries:
         first = list(islice(entries, 2))
     if len(first) == 1 and first[0].is_dir(follow_symlinks=False):
-        folder = first[0].path
+        folder = Path(first[0].path)
     copy = _Copy(folder, tree)
     copy.level(folder, [])
     return hashlib.sha256(_MARK + b"".join(sorted(copy.lines))).hexdigest(), copy.size
 
 
 class _Copy:
-    def __init__(self, root: str, tree: Tree) -> None:
+    def __init__(self, root: Path, tree: Tree) -> None:
         self._root = root
         self._tree = tree
         self.lines: list[bytes] = []
         self.size = 0
 
-    def level(self, folder: str, parts: list[str]) -> None:
+    def level(self, folder: Path, parts: list[str]) -> None:
         """One folder and all below it; the tree's bound on depth ends the recursion."""
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -43,13 +44,13 @@ class _Copy:
                 if entry.is_dir(follow_symlinks=False):
                     self._tree.add_folder(here)
                     self._note(here, "folder")
-                    self.level(entry.path, here)
+                    self.level(Path(entry.path), here)
                 else:
                     self._file(entry, here)
 
     def _file(self, entry: os.DirEntry[str], parts: list[str]) -> None:
-        path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-        if not path.startswith(self._root + "/"):
+        path = Path(os.path.realpath(entry.path) if entry.is_symlink() else entry.path)
+        if not path.is_relative_to(self._root):
             raise Refused("unsafe_entry", f"{'/'.join(parts)!a} is a link that leads out of the folder")
         with opened(path) as file:
             status = os.fstat(file.fileno())

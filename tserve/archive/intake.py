@@ -14,15 +14,13 @@ import os
 import resource
 import signal
 import sys
-from typing import TYPE_CHECKING
+from io import BufferedReader
+from pathlib import Path
 
 from tserve.archive.content import ZIP_MAGIC, first_bytes, opened
 from tserve.archive.manifest import mend, read_config, read_manifest
 from tserve.archive.refusal import BadManifest, Refused
 from tserve.archive.tree import Tree
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 MAX_MEMORY = 1 << 30  # headers and directories that lie about their size then end here, not in the host's memory
 # Weights hardly shrink and text shrinks some 10 times; deflate reaches 1000, which only bombs do.
@@ -39,10 +37,10 @@ def main() -> None:
     most = MAX_MEMORY if hard == resource.RLIM_INFINITY else min(MAX_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     request = json.load(sys.stdin.buffer)
-    sys.stdout.write(json.dumps(answer(request["source"], request["kind"], request["desk"])))
+    sys.stdout.write(json.dumps(answer(Path(request["source"]), request["kind"], Path(request["desk"]))))
 
 
-def answer(source: str, kind: str, desk: str) -> dict[str, object]:
+def answer(source: Path, kind: str, desk: Path) -> dict[str, object]:
     """Take in `source` as `desk`/model, `desk` being made here.
 
     `{"digest", "size", "manifest", "config", "warnings"}`, or `{"refused", "reason", "detail"}` where `refused` is
@@ -61,13 +59,14 @@ def answer(source: str, kind: str, desk: str) -> dict[str, object]:
         return {"refused": "archive", "reason": reason, "detail": error.strerror or str(error)}
 
 
-def _take_in(source: str, kind: str, desk: str) -> dict[str, object]:
-    os.mkdir(desk)
-    model = os.path.join(desk, "model")
+def _take_in(source: Path, kind: str, desk: Path) -> dict[str, object]:
+    desk.mkdir()
+    model = desk / "model"
+    warnings: list[str] = []
     if kind == "folder":
         from tserve.archive.folder import copy_folder
 
-        tree, warnings = Tree(model, most_bytes=None), []
+        tree = Tree(model, most_bytes=None)
         digest, size = copy_folder(source, tree)
     else:
         with opened(source) as file:
@@ -80,7 +79,7 @@ def _take_in(source: str, kind: str, desk: str) -> dict[str, object]:
     return {"digest": digest, "size": size, "manifest": manifest, "config": config, "warnings": warnings}
 
 
-def _read_file(file: BinaryIO, kind: str, tree: Tree) -> tuple[str, int, list[str]]:
+def _read_file(file: BufferedReader, kind: str, tree: Tree) -> tuple[str, int, list[str]]:
     """Hash and unpack an archive file: digest, size, warnings."""
     if kind == "zip" and first_bytes(file) != ZIP_MAGIC:
         # Nothing of the file is kept, so its digest is that of no bytes: the same bytes may be a good tarball under

@@ -1,6 +1,7 @@
 """Starts the intake process for one archive, waits for it and turns its answer into an Archive or an error.
 
-A subprocess and not a thread: hashing and unpacking would fight the event loop for the interpreter (DESIGN.md section 6).
+A subprocess and not a thread: hashing and unpacking would fight the event loop for the interpreter
+(DESIGN.md section 6).
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def _archive(answer: dict[str, Any]) -> Archive:
     fields = answer["config"]
     config = None
     if fields is not None:
-        lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        config = ModelConfig(**lists_as_tuples, given=frozenset(fields))
+        written: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        config = ModelConfig(**written, given=frozenset(fields))
     return Archive(answer["digest"], answer["size"], Manifest(**answer["manifest"]), config)
 
 

@@ -12,8 +12,8 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -73,25 +73,28 @@ class Keep:
         return self._archives / digest
 
     @asynccontextmanager
-    async def admit(self, url: str) -> AsyncIterator[Archive]:
-        """Resolve, hash, unpack, check and keep what `url` names; pinned inside the block.
+    async def admit(self, url: str, *, referenced: Callable[[str], bool] | None = None) -> AsyncIterator[Archive]:
+        """Resolve, hash, unpack, check and keep what `url` names; no `release` can take it inside the block.
 
-        Raises ModelNotFound, InvalidModel, DownloadFailed or InternalServer and then leaves nothing behind.  A caller
-        that does not register the archive after all calls `release` behind the block.
+        With `referenced` the content is released behind the block, so that a registration that came to nothing
+        leaves nothing.  Raises ModelNotFound, InvalidModel, DownloadFailed or InternalServer.
         """
         source = await trio.to_thread.run_sync(
             sources.resolve, url, self._model_store, self._allowed, limiter=self._threads
         )
-        with ExitStack() as pin:
-            desk = self._incoming / uuid.uuid4().hex
-            try:
-                async with self._intakes:
-                    archive = await take_in(source, desk)
-                pin.enter_context(self._pinned(archive.digest))
-                await self._place(desk / "model", source, archive.digest)
-            finally:
-                await self._clear(desk)
+        desk = self._incoming / uuid.uuid4().hex
+        try:
+            async with self._intakes:
+                archive = await take_in(source, desk)
+            await self._place(desk / "model", source, archive.digest)
+        finally:
+            await self._clear(desk)
+        try:
             yield archive
+        finally:
+            self._pins[archive.digest] -= 1
+            if referenced is not None:
+                await self.release(archive.digest, referenced=referenced)
 
     async def release(self, digest: str, *, referenced: Callable[[str], bool]) -> None:
         """Delete content that no block of `admit` pins and no version references; other content stays."""
@@ -104,23 +107,15 @@ class Keep:
                 await trio.to_thread.run_sync(_move_away, self.model_dir(digest), doomed, limiter=self._threads)
             await self._clear(doomed)
 
-    @contextmanager
-    def _pinned(self, digest: str) -> Iterator[None]:
-        self._pins[digest] += 1
-        try:
-            yield
-        finally:
-            self._pins[digest] -= 1
-            if not self._pins[digest]:
-                del self._pins[digest]
-
     async def _place(self, model: Path, source: sources.Source, digest: str) -> None:
+        """Move the content in and pin it, as one step in the eyes of `release`."""
         with trio.CancelScope(shield=True):
             async with self._moves:
                 try:
                     await trio.to_thread.run_sync(_move_in, model, self.model_dir(digest), limiter=self._threads)
                 except OSError as error:
                     raise not_saved(source, "io_error", f"the archive cannot be moved in: {error.strerror}") from error
+                self._pins[digest] += 1
 
     async def _clear(self, path: Path) -> None:
         with trio.CancelScope(shield=True):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from tserve.archive.refusal import BadManifest
 
@@ -39,10 +39,10 @@ class _Number(float):
         return number
 
 
-def read_manifest(folder: str) -> dict[str, object]:
+def read_manifest(folder: Path) -> dict[str, object]:
     """The fields of `Manifest`; none when the archive has no manifest.  Raises BadManifest for one that is broken."""
     try:
-        with open(os.path.join(folder, "MAR-INF", "MANIFEST.json"), "rb") as file:
+        with (folder / "MAR-INF" / "MANIFEST.json").open("rb") as file:
             content = file.read(MAX_MANIFEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -97,18 +97,17 @@ def _text(key: str, value: object) -> str:
     raise ValueError(f"model.{key} is not a text")
 
 
-def read_config(folder: str, config_file: object) -> tuple[dict[str, object] | None, list[str]]:
+def read_config(folder: Path, config_file: object) -> tuple[dict[str, object] | None, list[str]]:
     """The written fields of `ModelConfig` and a warning for each thing left out.
 
     None when there is no config file or an unusable one: the model then registers as if it had none, as recorded.
     """
     if not isinstance(config_file, str):
         return None, []
-    path = os.path.join(folder, config_file)
-    if "\0" in path or not os.path.realpath(path).startswith(os.path.realpath(folder) + "/"):
+    if "\0" in config_file or config_file.startswith("/") or ".." in config_file.split("/"):
         return None, [_short(f"configFile {config_file!a} leads out of the archive; ignored")]
     try:
-        with open(path, "rb") as file:
+        with (folder / config_file).open("rb") as file:
             content = file.read(MAX_CONFIG + 1)
     except OSError as error:
         return None, [_short(f"configFile {config_file!a} cannot be read ({error.strerror}); ignored")]

@@ -62,7 +62,7 @@ def resolve(url: str, store: Path, allowed: Sequence[re.Pattern[str]]) -> Source
 
     Raises ModelNotFound, InvalidModel or DownloadFailed with the recorded sentences.
     """
-    shown = url.encode("utf-8", "replace").decode("utf-8")  # lone surrogates could not be sent in an answer
+    shown = _sendable(url)
     if not url:
         raise ModelNotFound("empty url")
     if ".." in url:
@@ -83,47 +83,48 @@ def resolve(url: str, store: Path, allowed: Sequence[re.Pattern[str]]) -> Source
 
 
 def startup_sources(store: Path) -> list[str]:
-    """What `load_models=all` means: the archives and folders at the store's top level, by name, hidden ones left out."""
+    """What `load_models=all` means: the archives and folders at the store's top level by name, without hidden ones."""
     if not store.is_dir():
         return []
     found = []
     for entry in store.iterdir():
         name = entry.name
-        if name.startswith(".") or not (entry.is_dir() or (name.endswith((*_ZIP_NAMES, ".tar.gz")) and entry.is_file())):
+        named_so = name.endswith((*_ZIP_NAMES, ".tar.gz"))
+        if name.startswith(".") or not (entry.is_dir() or (named_so and entry.is_file())):
             continue
-        if name.isprintable():
+        if name == _sendable(name):
             found.append(name)
-        else:  # no url could name it
-            _log.warning("left out of load_models=all for its name: %a", name)
+        else:
+            _log.warning("left out of load_models=all, since its name is not UTF-8: %a", name)
     return sorted(found)
 
 
 def _in_store(url: str, root: str) -> Source:
-    path = os.path.normpath(os.path.join(root, url))
+    path = os.path.normpath(f"{root}/{url}" if not url.startswith("/") else url)
     real = _real(path)
     if (url.endswith("/") and not url.startswith("/")) or root in (path, real):
         # The recorded server takes the whole store as the model here (section 3.1) and then misses a name.
         detail = "the url names the model store itself; name an archive or a folder in it"
         raise InvalidModel("Model name is not defined.", cause={"reason": "names_the_store", "detail": detail})
     if real is not None and _inside(real, root):
-        mode = os.stat(real).st_mode
+        mode = Path(real).stat().st_mode
         if stat.S_ISDIR(mode):
             return Source(url, real, Kind.FOLDER)
-        at_top = _real(os.path.dirname(path)) == root and not url.endswith("/")
+        at_top = _real(str(Path(path).parent)) == root and not url.endswith("/")
         if stat.S_ISREG(mode) and at_top:
             return Source(url, real, _kind(path))
     raise ModelNotFound.at(url, cause=_NOT_THERE)
 
 
 def _file_url(url: str, root: str) -> Source:
-    """A file URL may name any file inside the store and nothing else; the recorded server copies any file of the host."""
+    """A file URL may name any file inside the store, where the recorded server copies any file of the host."""
     try:
         parts = urlsplit(url)
         path = os.fsdecode(unquote_to_bytes(parts.path))
     except ValueError:
         parts, path = None, ""
     real = _real(path) if parts is not None and parts.netloc.lower() in ("", "localhost") else None
-    if real is None or not _inside(real, root) or not stat.S_ISREG(os.stat(real).st_mode):
+    if real is None or not _inside(real, root) or not Path(real).is_file():
         detail = "a file URL must name a file inside the model store"
         raise DownloadFailed(url, cause={"reason": "not_in_model_store", "detail": detail})
     return Source(url, real, _kind(path))
@@ -134,6 +135,11 @@ def _download(url: str) -> Source:
     raise DownloadFailed(
         url, cause={"reason": "not_built", "detail": "this release registers archives from the model store only"}
     )
+
+
+def _sendable(text: str) -> str:
+    """Lone surrogates become question marks: no answer could carry them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _real(path: str) -> str | None:

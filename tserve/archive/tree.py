@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tserve.archive.refusal import Refused
@@ -28,15 +29,15 @@ def split_name(name: str) -> list[str]:
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in name:
-        raise Refused("unsafe_entry", f"entry {name[:MAX_PATH]!a} leads out of the archive")
+        raise Refused("unsafe_entry", f"entry {name[:80]!a} leads out of the archive")
     return parts
 
 
 class Tree:
     """`most_bytes` bounds what the files may hold together; None for a source that cannot inflate (a folder)."""
 
-    def __init__(self, root: str, *, most_bytes: int | None) -> None:
-        os.mkdir(root)
+    def __init__(self, root: Path, *, most_bytes: int | None) -> None:
+        root.mkdir()
         self._root = root
         self._most = most_bytes
         self._bytes = 0
@@ -64,9 +65,9 @@ class Tree:
     ) -> None:
         """Write a file, over an earlier entry of the same name as the recorded server does."""
         path = self._claim(parts)
-        self._make_folder(os.path.dirname(path))
+        self._make_folder(path.parent)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(path, flags, 0o777 if executable else 0o666), "wb") as out:
+        with os.fdopen(os.open(path, flags, 0o777 if executable else 0o666), "wb") as out:
             while chunk := content.read(CHUNK):
                 self.spend(len(chunk))
                 if hasher is not None:
@@ -74,32 +75,32 @@ class Tree:
                 out.write(chunk)
 
     def sync(self) -> None:
-        """Bring all files and folders to the disk.
+        """Bring all files and folders to the disk, the folder around the tree too.
 
         At the end and not file by file: the first call then commits most of the journal for all of them.
         """
         for folder, _, files in os.walk(self._root, topdown=False):
             for name in files:
-                _fsync(os.path.join(folder, name))
-            _fsync(folder)
-        _fsync(os.path.dirname(self._root))
+                _fsync(Path(folder, name))
+            _fsync(Path(folder))
+        _fsync(self._root.parent)
 
-    def _claim(self, parts: Sequence[str]) -> str:
+    def _claim(self, parts: Sequence[str]) -> Path:
         self._entries += 1
         if self._entries > MAX_ENTRIES:
             raise Refused("too_many_entries", f"more than {MAX_ENTRIES} entries")
         below = "/".join(parts)
         if not parts or len(parts) > MAX_DEPTH or len(os.fsencode(below)) > MAX_PATH:
             raise Refused("unsafe_entry", f"entry name {below[:80]!a} is empty, too long or too deep")
-        return os.path.join(self._root, below)
+        return self._root / below
 
-    def _make_folder(self, path: str) -> None:
+    def _make_folder(self, path: Path) -> None:
         if path not in self._folders:
-            os.makedirs(path, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             self._folders.add(path)
 
 
-def _fsync(path: str) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -6,14 +6,15 @@ import gzip
 import struct
 import tarfile
 import zlib
-from typing import TYPE_CHECKING, Self
+from io import BufferedReader
+from typing import TYPE_CHECKING
 
 from tserve.archive.content import GZIP_MAGIC, ZIP_MAGIC, first_bytes
 from tserve.archive.refusal import Refused
 from tserve.archive.tree import CHUNK, Tree, split_name
 
 if TYPE_CHECKING:
-    from typing import IO, BinaryIO
+    from typing import Self
 
 _DAMAGE = (
     tarfile.TarError,
@@ -45,18 +46,18 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def untar(file: BinaryIO, tree: Tree) -> None:
+def untar(file: BufferedReader, tree: Tree) -> None:
     """Raises Refused for what is no tarball or a damaged one, and for entries that are unsafe or past the bounds."""
     magic = first_bytes(file)
     if magic == ZIP_MAGIC:  # a file that can be read both ways would have one digest and two contents
         raise Refused("not_an_archive", "a zip archive whose name does not end in .mar")
     packed = magic.startswith(GZIP_MAGIC)
-    content: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file
+    content = gzip.GzipFile(fileobj=file) if packed else file
     try:
         with tarfile.open(fileobj=content, mode="r:", tarinfo=_Header) as archive:
             while (entry := archive.next()) is not None:
                 _untar_entry(archive, entry, tree)
-                archive.members.clear()  # the library would keep every header in memory
+                archive.members.clear()  # type: ignore[attr-defined]  # or every header stays in memory
         while packed and (rest := content.read(CHUNK)):  # to the end, where the checksum is
             tree.spend(len(rest))
     except _DAMAGE as error:

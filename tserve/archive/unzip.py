@@ -9,13 +9,10 @@ import stat
 import struct
 import zipfile
 import zlib
-from typing import TYPE_CHECKING
+from io import BufferedReader
 
 from tserve.archive.refusal import Refused
 from tserve.archive.tree import Tree, split_name
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -29,7 +26,7 @@ _DAMAGE = (
 )
 
 
-def unzip(file: BinaryIO, tree: Tree) -> None:
+def unzip(file: BufferedReader, tree: Tree) -> None:
     """Raises Refused for a damaged archive and for entries that are unsafe, encrypted or past the tree's bounds."""
     try:
         with zipfile.ZipFile(file, metadata_encoding="utf-8") as archive:

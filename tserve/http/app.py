@@ -79,7 +79,8 @@ async def _route(table: Table, request_id: str, max_request_size: int) -> Reply:
 
     async def body() -> bytes:
         try:
-            return await request.get_data(as_text=False, cache=False)
+            data: bytes = await request.get_data(as_text=False, cache=False)  # type: ignore[assignment]
+            return data
         except RequestEntityTooLarge:
             raise PayloadTooLarge(max_request_size) from None
 

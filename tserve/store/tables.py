@@ -5,9 +5,9 @@ Rows never leave the store: registry.py and cursors.py turn them into the domain
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from sqlalchemy import ForeignKey, ForeignKeyConstraint, MetaData, Text
+from sqlalchemy import Double, ForeignKey, ForeignKeyConstraint, Integer, MetaData, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
@@ -21,7 +21,7 @@ _NAMES = {
 
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=_NAMES)
-    type_annotation_map: ClassVar[dict[type, TypeEngine[str]]] = {str: Text()}
+    type_annotation_map: ClassVar[dict[type, TypeEngine[Any]]] = {str: Text(), int: Integer(), float: Double()}
 
 
 class ModelRow(Base):

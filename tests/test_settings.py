@@ -1,0 +1,701 @@
+"""Where settings come from, what is refused and warned about, and that docs/configuration.md tells the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from tserve.errors import BadConfiguration
+from tserve.settings import Address, ModelSettings, Options, Settings, load_settings
+from tserve.settings_keys import KEYS, Effect
+
+DOCS = Path(__file__).parents[1] / "docs" / "configuration.md"
+Load = Callable[..., Settings]
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    """A working directory with the default model store in it."""
+    (tmp_path / "model_store").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def load(cwd: Path) -> Load:
+    """Load `text` as ./config.properties (no file when it is None)."""
+
+    def load(text: str | bytes | None = None, options: Options = Options(), **environ: str) -> Settings:
+        if text is not None:
+            (cwd / "config.properties").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_settings(options, environ, cwd)
+
+    return load
+
+
+# ---- defaults, file discovery, precedence --------------------------------------------------------------------------
+
+
+def test_without_anything_the_defaults_count(load: Load, cwd: Path) -> None:
+    assert load() == Settings(
+        model_store=cwd / "model_store",
+        state_dir=cwd / ".tserve",
+        inference=Address("127.0.0.1", 8080),
+        management=Address("127.0.0.1", 8081),
+        metrics=Address("127.0.0.1", 8082),
+        load_models=(),
+        model_settings={},
+        default_workers_per_model=0,
+        default_response_timeout=120,
+        default_startup_timeout=120,
+        unregister_model_timeout=120,
+        job_queue_size=100,
+        max_request_size=6553500,
+        max_response_size=6553500,
+        initial_worker_port=9000,
+        allowed_urls=("file://.*", "http(s)?://.*"),
+        allow_private_addresses=False,
+        enable_model_api=True,
+        default_register_synchronous=False,
+        list_page_tokens="cursor",
+        cors_headers=(),
+        default_service_handler=None,
+        decode_input_request=True,
+        limit_max_image_pixels=True,
+        warnings=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "option", "local", "expected"),
+    [
+        (False, False, False, 100),
+        (False, False, True, 1),
+        (False, True, True, 2),
+        (True, False, True, 3),
+        (True, True, True, 3),
+    ],
+)
+def test_the_first_file_that_is_given_is_the_only_one_read(
+    load: Load, cwd: Path, variable: bool, option: bool, local: bool, expected: int
+) -> None:
+    (cwd / "option.properties").write_text("job_queue_size=2\n")
+    (cwd / "variable.properties").write_text("job_queue_size=3\n")
+    settings = load(
+        "job_queue_size=1\ndefault_response_timeout=7\n" if local else None,
+        Options(ts_config="option.properties" if option else None),
+        **({"TS_CONFIG_FILE": str(cwd / "variable.properties")} if variable else {}),
+    )
+    assert settings.job_queue_size == expected
+    assert settings.default_response_timeout == (7 if expected == 1 else 120)
+
+
+def test_an_empty_ts_config_file_variable_is_unset(load: Load) -> None:
+    assert load("job_queue_size=1", TS_CONFIG_FILE="").job_queue_size == 1
+
+
+ENVIRONMENT_ON = "enable_envvars_config=true\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "environ", "expected"),
+    [
+        ("load_models=file.mar", Options(), {}, ("file.mar",)),
+        ("load_models=file.mar", Options(models=("cli.mar", "b=c.mar")), {}, ("cli.mar", "b=c.mar")),
+        ("load_models=file.mar", Options(models=("cli.mar",)), {"TS_LOAD_MODELS": "env.mar"}, ("cli.mar",)),
+        (ENVIRONMENT_ON, Options(models=("cli.mar",)), {"TS_LOAD_MODELS": "env.mar"}, ("env.mar",)),
+        (ENVIRONMENT_ON + "load_models=file.mar", Options(), {"TS_LOAD_MODELS": ""}, ()),
+        (None, Options(models=("ALL",)), {}, ("all",)),
+        ("load_models=All", Options(), {}, ("all",)),
+        ("load_models= a.mar , ,b=c.mar", Options(), {}, ("a.mar", "b=c.mar")),
+        (None, Options(models=("a.mar,b.mar", "https://host/d.mar?x=y")), {}, ("a.mar", "b.mar", "https://host/d.mar?x=y")),
+    ],
+)
+def test_environment_beats_command_line_beats_file(
+    load: Load, text: str | None, options: Options, environ: Mapping[str, str], expected: tuple[str, ...]
+) -> None:
+    assert load(text, options, **environ).load_models == expected
+
+
+def test_the_environment_cannot_turn_itself_on(load: Load) -> None:
+    settings = load("", TS_ENABLE_ENVVARS_CONFIG="true", TS_JOB_QUEUE_SIZE="5")
+    assert settings.job_queue_size == 100
+    assert settings.warnings == (
+        "set in the environment but not read: TS_JOB_QUEUE_SIZE; the properties file must say "
+        "enable_envvars_config=true, and for TS_ALLOWED_URLS also use_env_allowed_urls=true",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("allowed_urls=http://a/.*", ("http://a/.*",)),
+        (ENVIRONMENT_ON + "allowed_urls=http://a/.*", ("http://a/.*",)),
+        ("use_env_allowed_urls=true\nallowed_urls=http://a/.*", ("http://a/.*",)),
+        (ENVIRONMENT_ON + "use_env_allowed_urls=TRUE\nallowed_urls=http://a/.*", ("http://env/.*", "file:///x")),
+    ],
+)
+def test_allowed_urls_come_from_the_environment_only_if_the_file_says_so_twice(
+    load: Load, text: str, expected: tuple[str, ...]
+) -> None:
+    settings = load(text, TS_ALLOWED_URLS="http://env/.*, file:///x")
+    assert settings.allowed_urls == expected
+    assert bool(settings.warnings) == (expected == ("http://a/.*",)), "a variable that is not read is warned about"
+
+
+def test_flags_switch_on_what_the_file_switches_off(load: Load) -> None:
+    text = "enable_model_api=false\ndisable_token_authorization=false\n"
+    assert load(text, Options(enable_model_api=True, disable_token_auth=True)).enable_model_api
+    assert not load(ENVIRONMENT_ON, Options(enable_model_api=True), TS_ENABLE_MODEL_API="false").enable_model_api
+
+
+def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
+    """Each gets a text other than its default; the variables of the two remaining keys have tests of their own."""
+    texts = {
+        "inference_address": "http://localhost:1",
+        "management_address": "http://localhost:2",
+        "metrics_address": "http://localhost:3",
+        "model_store": str(cwd),
+        "state_dir": "elsewhere",
+        "load_models": "a.mar",
+        "default_service_handler": "a:b",
+        "list_page_tokens": "offset",
+        **{name: "41" for name in NUMBERS},
+        **{name: str(name in ("allow_private_addresses", "default_register_synchronous")).lower() for name in SWITCHES},
+    }
+    used = {key.name: key for key in KEYS if key.effect is Effect.USED and key.env is not None}
+    cors = {name for name in used if name.startswith("cors")}
+    assert used.keys() - cors - texts.keys() == {"allowed_urls", "disable_token_authorization"}
+    for name, text in texts.items():
+        field, variable = used[name].field, used[name].env
+        assert field is not None
+        assert variable == f"TS_{name.upper()}"
+        read = load(ENVIRONMENT_ON, **{variable: text})
+        assert getattr(read, field) != getattr(load(ENVIRONMENT_ON), field), name
+    for name in cors:
+        assert [value for _, value in load(ENVIRONMENT_ON, **{f"TS_{name.upper()}": "x"}).cors_headers] == ["x"]
+
+
+def test_every_variable_of_the_other_keys_is_read(load: Load) -> None:
+    by_name = {key.name: key.env for key in KEYS}
+    assert by_name["token_expiration_min"] == "TS_TOKEN_EXPIRATION_TIME_MIN"
+    assert by_name["ts_header_key_sequence_id"] == "TS_HEADER_KEY_SEQUENCE_ID"
+    for key in KEYS:
+        if key.effect is Effect.NOT_YET and key.env is not None:
+            assert load(ENVIRONMENT_ON, **{key.env: "x"}).warnings == (f"without effect in this release: {key.name}",)
+        if key.effect is Effect.REFUSED and key.name != "ts_open_inference_protocol":
+            with pytest.raises(BadConfiguration, match=f"^{key.name}=true .{key.env}.: {NOT_BUILT}"):
+                load(ENVIRONMENT_ON, **{str(key.env): "true"})
+
+
+# ---- the file ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "default_service_handler=modèle:lé".encode(),
+        "\ufeffdefault_service_handler=modèle:lé".encode(),
+        "default_service_handler=modèle:lé".encode("latin-1"),
+        b"default_service_handler=mod\\u00e8le:l\\u00e9",
+        "! a comment\ndefault_service_handler : mod\\\n    èle\\:lé\r\n".encode(),
+        "default_service_handler=first\ndefault_service_handler=modèle:lé".encode(),
+    ],
+)
+def test_the_file_is_read_as_java_writes_it_and_as_editors_do(load: Load, data: bytes) -> None:
+    assert load(data).default_service_handler == "modèle:lé"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("$$HOST$$.handler:f", "box.handler:f"), ("$$HOST$$$$PORT$$", "box80"), ("$HOST$ $$", "$HOST$ $$"), ("$$RAW$$", "\\1$$HOST$$")],
+)
+def test_variables_are_put_into_values_once(load: Load, value: str, expected: str) -> None:
+    settings = load(f"default_service_handler={value}", HOST="box", PORT="80", RAW="\\1$$HOST$$")
+    assert settings.default_service_handler == expected
+
+
+def test_a_missing_variable_stops_the_start_wherever_it_stands(load: Load) -> None:
+    with pytest.raises(BadConfiguration, match=r"^Invalid Environment Variable NOT_THERE$"):
+        load("job_queue_size=5\nunknown_key=$$NOT_THERE$$")
+
+
+def test_command_line_texts_are_not_substituted(load: Load) -> None:
+    assert load(None, Options(models=("$$HOST$$.mar",)), HOST="box").load_models == ("$$HOST$$.mar",)
+
+
+def test_paths_start_at_the_working_directory(load: Load, cwd: Path) -> None:
+    (cwd / "conf").mkdir()
+    (cwd / "store").mkdir()
+    (cwd / "conf" / "ts.properties").write_text("model_store=store\nstate_dir=/var/lib/state\n")
+    settings = load(None, Options(ts_config="conf/ts.properties"))
+    assert (settings.model_store, settings.state_dir) == (cwd / "store", Path("/var/lib/state"))
+    settings = load(None, Options(ts_config="conf/ts.properties", model_store=str(cwd), state_dir="s"))
+    assert (settings.model_store, settings.state_dir) == (cwd, cwd / "s")
+
+
+# ---- single values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://127.0.0.1:31480", Address("127.0.0.1", 31480)),
+        ("HTTP://localhost:0", Address("localhost", 0)),
+        ("http://127.0.0.2", Address("127.0.0.2", 80)),
+        (" http://[::1]:8080 ", Address("::1", 8080)),
+        ("http://[::1]", Address("::1", 80)),
+        ("http://127.0.0.1:65535", Address("127.0.0.1", 65535)),
+    ],
+)
+def test_addresses(load: Load, text: str, expected: Address) -> None:
+    assert load(f"inference_address={text}").inference == expected
+
+
+def test_ports_left_out_differ_per_listener(load: Load) -> None:
+    names = ("inference", "management", "metrics")
+    settings = load("".join(f"{name}_address=http://localhost\n" for name in names))
+    assert [getattr(settings, name).port for name in names] == [80, 8081, 8082]
+
+
+@pytest.mark.parametrize(
+    ("address", "url", "loopback"),
+    [
+        (Address("127.0.0.1", 80), "http://127.0.0.1:80", True),
+        (Address("127.8.9.10", 80), "http://127.8.9.10:80", True),
+        (Address("LocalHost", 80), "http://LocalHost:80", True),
+        (Address("::1", 8080), "http://[::1]:8080", True),
+        (Address("0.0.0.0", 80), "http://0.0.0.0:80", False),
+        (Address("::", 80), "http://[::]:80", False),
+        (Address("localhost.example.org", 80), "http://localhost.example.org:80", False),
+    ],
+)
+def test_address_url_and_loopback(address: Address, url: str, loopback: bool) -> None:
+    assert (address.url, address.is_loopback) == (url, loopback)
+
+
+def test_cors_headers_keep_their_values_and_order(load: Load) -> None:
+    text = "cors_allowed_headers=X-Custom-Header\ncors_allowed_methods=GET, POST\ncors_allowed_origin=*\n"
+    assert load(text).cors_headers == (
+        ("access-control-allow-origin", "*"),
+        ("access-control-allow-methods", "GET, POST"),
+        ("access-control-allow-headers", "X-Custom-Header"),
+    )
+    assert load("cors_allowed_origin=\ncors_allowed_methods=GET").cors_headers == (("access-control-allow-methods", "GET"),)
+
+
+def test_an_empty_list_of_urls_allows_none(load: Load) -> None:
+    assert load("allowed_urls=").allowed_urls == ()
+
+
+NUMBERS = [
+    *("default_workers_per_model", "default_response_timeout", "default_startup_timeout", "unregister_model_timeout"),
+    *("job_queue_size", "max_request_size", "max_response_size", "initial_worker_port"),
+]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_are_read_and_refused(load: Load, cwd: Path, key: str) -> None:
+    least = 0 if key in ("default_workers_per_model", "unregister_model_timeout", "initial_worker_port") else 1
+    most = 65535 if key == "initial_worker_port" else 2147483647
+    for text in (str(least), " +77 ", str(most)):
+        assert getattr(load(f"{key}={text}"), key) == int(text)
+    for text in ("", "many", "1.5", "1e3", "0x10", str(least - 1), str(most + 1), "9" * 5000, "٣"):
+        with pytest.raises(BadConfiguration) as refusal:
+            load(f"{key}={text}")
+        assert str(refusal.value).startswith(f"{key}={text[:200]}")
+        assert f"({cwd / 'config.properties'}): allowed is a whole number from {least} to {most}" in str(refusal.value)
+
+
+SWITCHES = [
+    *("allow_private_addresses", "enable_model_api", "default_register_synchronous", "decode_input_request"),
+    "limit_max_image_pixels",
+]
+
+
+@pytest.mark.parametrize("key", SWITCHES)
+def test_switches_are_read_and_refused(load: Load, key: str) -> None:
+    assert getattr(load(f"{key}=TRUE "), key) is True
+    assert getattr(load(f"{key}=false"), key) is False
+    for text in ("yes", "1", ""):
+        with pytest.raises(BadConfiguration, match=rf"^{key}={text} \(.*\): allowed is true or false$"):
+            load(f"{key}={text}")
+
+
+# ---- the models property -------------------------------------------------------------------------------------------
+
+
+def test_models_property(load: Load) -> None:
+    settings = load(
+        'models={"my_noop":{"1.0":{"defaultVersion":true,"marName":"noop.mar","minWorkers":1,"maxWorkers":3,\\\n'
+        '  "batchSize":4,"maxBatchDelay":150,"responseTimeout":66,"startupTimeout":"9"}},\\\n'
+        '  "noop":{"2.0":{"batchSize":0,"maxBatchDelay":-70,"responseTimeout":null},"3.0":{}}}'
+    )
+    assert settings.model_settings == {
+        ("my_noop", "1.0"): ModelSettings(1, 3, 4, 150, 66, 9),
+        ("noop", "2.0"): ModelSettings(),
+        ("noop", "3.0"): ModelSettings(),
+    }
+    assert settings.warnings == ()
+
+
+def test_models_property_warns_of_names_it_does_not_know(load: Load) -> None:
+    settings = load('models={"a":{"1.0":{"minWorker":1,"batchsize":2,"batchSize":3}}}')
+    assert settings.model_settings["a", "1.0"] == ModelSettings(batch_size=3)
+    assert settings.warnings == ("models.a.1.0: unknown, without effect: batchsize, minWorker",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a":{"1.0":{"minWorkers":"bad"}}}', r'models\.a\.1\.0\.minWorkers="bad" .*allowed is a whole number up to 21'),
+        ('{"a":{"1.0":{"batchSize":1.5}}}', r"models\.a\.1\.0\.batchSize=1\.5 .*allowed is a whole number"),
+        ('{"a":{"1.0":{"batchSize":true}}}', r"models\.a\.1\.0\.batchSize=true .*allowed is a whole number"),
+        ('{"a":{"1.0":{"batchSize":[1]}}}', r"models\.a\.1\.0\.batchSize=\[1\] .*allowed is a whole number"),
+        ('{"a":{"1.0":{"responseTimeout":2147483648}}}', r"responseTimeout=2147483648 .*allowed is a whole number"),
+        ('{"a":{"1.0":3}}', r"models\.a\.1\.0=3 .*allowed is a JSON object"),
+        ('{"a":[]}', r"models\.a=\[\] .*allowed is a JSON object"),
+        ("[]", r"models=\[\] .*allowed is a JSON object"),
+        ('{"a":', r'models=\{"a": .*allowed is a JSON object; Expecting value'),
+        ("", r"models= .*allowed is a JSON object"),
+    ],
+)
+def test_models_property_refusals(load: Load, text: str, message: str) -> None:
+    with pytest.raises(BadConfiguration, match="^" + message if message.startswith("models") else message):
+        load(f"models={text}")
+
+
+# ---- refusals and warnings -----------------------------------------------------------------------------------------
+
+NOT_BUILT = "not built yet, not ignored"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inference_address=https://127.0.0.1:8443", NOT_BUILT),
+        ("management_address=unix:/run/ts.sock", NOT_BUILT),
+        ("metrics_address=HTTPS://localhost", NOT_BUILT),
+        *(
+            (f"inference_address={bad}", "allowed is http://host[:port] with a port from 0 to 65535")
+            for bad in (
+                *("127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://:8080", "http://127.0.0.1:65536", "http://a:b"),
+                *("http://127.0.0.1:8080/", "http://::1:8080", "http://[localhost]", "http://[127.0.0.1]", "http://999.1.1.1", "http://127.0.0.1:", ""),
+                *("http://127.0.0.1:99999999999", "http://user@127.0.0.1", "http://127.0.0.1:-1", "http://127.0.0.1:٣"),
+            )
+        ),
+        ("model_store=nowhere", "--model-store directory not found: nowhere"),
+        ("model_store=", "allowed is the path of a folder"),
+        ("state_dir=", "allowed is the path of a folder"),
+        ("load_models=a.mar,=b.mar", "allowed is all, or a list of archive or name=archive"),
+        ("load_models=name=", "allowed is all, or a list of archive or name=archive"),
+        ("allowed_urls=http://ok/.*,http://(", "http://( is none"),
+        ("list_page_tokens=none", "allowed is cursor or offset"),
+        ("cors_allowed_origin=*\\r\\nset-cookie: a=b", "allowed is printable ASCII"),
+        ("cors_allowed_origin=é", "allowed is printable ASCII"),
+        ("enable_envvars_config=yes", "allowed is true or false"),
+        ("use_env_allowed_urls=yes", "allowed is true or false"),
+        ("disable_token_authorization=yes", "allowed is true or false"),
+        ("disable_token_authorization=false", NOT_BUILT),
+        ("private_key_file=key.pem", NOT_BUILT),
+        ("certificate_file=cert.pem", NOT_BUILT),
+        ("keystore=keystore.p12", NOT_BUILT),
+        ("enable_grpc_ssl=true", NOT_BUILT),
+        *((f"service_envelope={name}", NOT_BUILT) for name in ("body", "json", "kserve", "kservev2")),
+        ("ts_open_inference_protocol=true", NOT_BUILT),
+        ("install_py_dep_per_model=true", NOT_BUILT),
+        ("blacklist_env_vars=.*SECRET.*", NOT_BUILT),
+        ("job_queue_size=\\u12", "config.properties: Invalid \\u escape sequence"),
+    ],
+)
+def test_what_stops_the_start(load: Load, text: str, message: str) -> None:
+    with pytest.raises(BadConfiguration) as refusal:
+        load(text)
+    assert message in str(refusal.value)
+    key, value = text.split("=", 1)
+    if message == NOT_BUILT or (message.startswith("allowed") and "\\r" not in value):
+        assert str(refusal.value).startswith(f"{key}={value} (")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("private_key_file=", "certificate_file=", "keystore=", "enable_grpc_ssl=false", "service_envelope="),
+        *("ts_open_inference_protocol=false", "install_py_dep_per_model=false", "blacklist_env_vars="),
+        "disable_token_authorization=true",
+    ],
+)
+def test_keys_that_refuse_the_start_may_say_no(load: Load, text: str) -> None:
+    assert load(text) == load("")
+
+
+@pytest.mark.parametrize(("word", "refused"), [("oip", True), ("kserve", False), ("", False)])
+def test_open_inference_protocol_is_read_from_the_environment_always(load: Load, word: str, refused: bool) -> None:
+    if refused:
+        with pytest.raises(BadConfiguration, match=NOT_BUILT):
+            load("", TS_OPEN_INFERENCE_PROTOCOL=word)
+    else:
+        assert load("", TS_OPEN_INFERENCE_PROTOCOL=word).warnings == ()
+
+
+@pytest.mark.parametrize("listener", ["inference", "management", "metrics"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.0.0.1", "model-host"])
+def test_addresses_others_can_reach_need_tokens_to_be_declined(load: Load, listener: str, host: str) -> None:
+    text = f"{listener}_address=http://{host}:8085\n"
+    with pytest.raises(BadConfiguration, match=rf"^{listener}_address=http://.*:8085: .*{NOT_BUILT}.*--disable-token-auth"):
+        load(text)
+    declined = load(text + "disable_token_authorization=true")
+    assert getattr(declined, listener).url == f"http://{host}:8085"
+    assert load(text, Options(disable_token_auth=True)) == declined
+    assert load(text + ENVIRONMENT_ON, TS_DISABLE_TOKEN_AUTHORIZATION="true") == declined
+
+
+def test_missing_files(load: Load, cwd: Path) -> None:
+    with pytest.raises(BadConfiguration, match=r"^--ts-config file not found: x\.properties$"):
+        load(None, Options(ts_config="x.properties"))
+    with pytest.raises(BadConfiguration, match=r"^--ts-config file not found: y \(TS_CONFIG_FILE\)$"):
+        load("", Options(ts_config="x.properties"), TS_CONFIG_FILE="y")
+    with pytest.raises(BadConfiguration, match=r"^--model-store directory not found: /nowhere/at/all$"):
+        load(None, Options(model_store="/nowhere/at/all"))
+    (cwd / "model_store").rmdir()
+    with pytest.raises(BadConfiguration, match=r"^--model-store directory not found: \./model_store$"):
+        load("")
+    (cwd / "model_store").write_text("a file")
+    with pytest.raises(BadConfiguration, match=r"^--model-store directory not found: \./model_store$"):
+        load("")
+
+
+def test_origins_are_told(load: Load) -> None:
+    with pytest.raises(BadConfiguration, match=r"^load_models=a= \(command line\)"):
+        load(None, Options(models=("a=",)))
+    with pytest.raises(BadConfiguration, match=r"^job_queue_size=x \(TS_JOB_QUEUE_SIZE\)"):
+        load(ENVIRONMENT_ON, TS_JOB_QUEUE_SIZE="x")
+
+
+def test_secrets_are_not_told(load: Load) -> None:
+    with pytest.raises(BadConfiguration) as refusal:
+        load("keystore_pass=changeit\nkeystore=k.p12\nother=$$SECRET$$", SECRET="s3cret")
+    assert "changeit" not in str(refusal.value)
+    assert "s3cret" not in str(refusal.value)
+
+
+def test_keys_without_effect_give_one_warning(load: Load) -> None:
+    names = [key.name for key in KEYS if key.effect is Effect.NOT_YET and key.name != "model_snapshot"]
+    settings = load("".join(f"{name}=anything\n" for name in names), Options(without_effect=("--log-config",)))
+    assert settings.warnings == (f"without effect in this release: {', '.join(names)}, --log-config",)
+
+
+def test_keys_without_meaning_are_accepted_in_silence(load: Load) -> None:
+    assert load("".join(f"{key.name}=x\n" for key in KEYS if key.effect is Effect.NONE)) == load("")
+
+
+def test_unknown_keys_give_one_warning(load: Load) -> None:
+    settings = load("NUM_WORKERS=1\nmax_workers=4\nmin_workers=\njob_queue_size=3\n")
+    assert settings.job_queue_size == 3
+    assert settings.warnings == ("unknown keys, without effect: NUM_WORKERS, max_workers, min_workers",)
+
+
+def test_model_snapshot_is_warned_about(load: Load) -> None:
+    (warning,) = load('model_snapshot={"name":"startup.cfg","modelCount":1}').warnings
+    assert warning.startswith("model_snapshot is not restored: the registry lives in the state folder")
+
+
+# ---- the recorded profiles -----------------------------------------------------------------------------------------
+
+COMMON = """\
+inference_address=http://127.0.0.1:31480
+management_address=http://127.0.0.1:31481
+metrics_address=http://127.0.0.1:31482
+grpc_inference_port=30470
+grpc_management_port=30471
+model_store={model_store}
+enable_envvars_config=false
+default_register_synchronous=true
+list_page_tokens=offset
+allow_private_addresses=true
+"""
+OFF = "disable_token_authorization=true\n"
+OPEN = OFF + "enable_model_api=true\n"
+CLI = Options(disable_token_auth=True, enable_model_api=True, models=("renamed=noop.mar", "tinyscript.mar"))
+LIMITS = """\
+max_request_size=2000
+max_response_size=5000
+job_queue_size=2
+default_response_timeout=5
+cors_allowed_origin=https://example.org
+cors_allowed_methods=GET, POST, PUT, OPTIONS
+cors_allowed_headers=X-Custom-Header
+"""
+STARTUP = (
+    "load_models=my_noop=noop.mar,echo_batch.mar\ndefault_workers_per_model=2\n"
+    'models={"my_noop":{"1.0":{"defaultVersion":true,"marName":"noop.mar","minWorkers":1,"maxWorkers":3,"batchSize":4,'
+    '"maxBatchDelay":150,"responseTimeout":66}},"noop":{"2.0":{"batchSize":7,"maxBatchDelay":70,"responseTimeout":55}}}\n'
+)
+NOAPI = "load_models=noop.mar,noop_v2.mar\ndefault_workers_per_model=1\nenable_model_api=false\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "expected"),
+    [
+        pytest.param(OPEN + "metrics_mode=prometheus\n", Options(), {}, id="open"),
+        pytest.param(
+            OFF + NOAPI,
+            Options(),
+            {"load_models": ("noop.mar", "noop_v2.mar"), "default_workers_per_model": 1, "enable_model_api": False},
+            id="noapi",
+        ),
+        pytest.param(
+            OPEN + "allowed_urls=http://127.0.0.1:31490/ok/.*,file:///allowed/.*\n",
+            Options(),
+            {"allowed_urls": ("http://127.0.0.1:31490/ok/.*", "file:///allowed/.*")},
+            id="urls",
+        ),
+        pytest.param(
+            OPEN + LIMITS,
+            Options(),
+            {
+                "max_request_size": 2000,
+                "max_response_size": 5000,
+                "job_queue_size": 2,
+                "default_response_timeout": 5,
+                "cors_headers": (
+                    ("access-control-allow-origin", "https://example.org"),
+                    ("access-control-allow-methods", "GET, POST, PUT, OPTIONS"),
+                    ("access-control-allow-headers", "X-Custom-Header"),
+                ),
+            },
+            id="limits",
+        ),
+        pytest.param(
+            OPEN + STARTUP,
+            Options(),
+            {
+                "load_models": ("my_noop=noop.mar", "echo_batch.mar"),
+                "default_workers_per_model": 2,
+                "model_settings": {
+                    ("my_noop", "1.0"): ModelSettings(1, 3, 4, 150, 66, None),
+                    ("noop", "2.0"): ModelSettings(None, None, 7, 70, 55, None),
+                },
+            },
+            id="startup",
+        ),
+        pytest.param(OPEN, Options(), {}, id="snapshot, s3"),
+        pytest.param(OPEN, CLI, {"load_models": ("renamed=noop.mar", "tinyscript.mar")}, id="cli"),
+    ],
+)
+def test_recorded_profiles_that_start(
+    load: Load, cwd: Path, lines: str, options: Options, expected: Mapping[str, object]
+) -> None:
+    settings = load(COMMON.format(model_store=cwd) + lines, options)
+    common = {
+        "model_store": cwd,
+        "state_dir": cwd / ".tserve",
+        "inference": Address("127.0.0.1", 31480),
+        "management": Address("127.0.0.1", 31481),
+        "metrics": Address("127.0.0.1", 31482),
+        "default_register_synchronous": True,
+        "list_page_tokens": "offset",
+        "allow_private_addresses": True,
+        "warnings": settings.warnings,
+    }
+    assert settings == Settings(**(common | dict(expected)))  # type: ignore[arg-type]
+    idle = "grpc_inference_port, grpc_management_port"
+    assert settings.warnings == (
+        f"without effect in this release: {'metrics_mode, ' if 'metrics_mode' in lines else ''}{idle}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        pytest.param(
+            "load_models=noop.mar\ndisable_token_authorization=false\nenable_model_api=false\n",
+            "disable_token_authorization=false",
+            id="default",
+        ),
+        pytest.param(
+            "enable_model_api=true\nmetrics_mode=prometheus\ndisable_token_authorization=false\n",
+            "disable_token_authorization=false",
+            id="token",
+        ),
+        pytest.param(OPEN + "service_envelope=kserve\n", "service_envelope=kserve", id="kserve"),
+        pytest.param(
+            OPEN + "service_envelope=kservev2\nts_open_inference_protocol=true\n", "service_envelope=kservev2", id="kservev2"
+        ),
+        pytest.param(OPEN + "service_envelope=body\n", "service_envelope=body", id="envbody"),
+    ],
+)
+def test_recorded_profiles_that_ask_for_what_is_not_built(load: Load, cwd: Path, lines: str, key: str) -> None:
+    with pytest.raises(BadConfiguration, match=f"^{key} .*{NOT_BUILT}"):
+        load(COMMON.format(model_store=cwd) + lines)
+
+
+# ---- the table and its documentation -------------------------------------------------------------------------------
+
+
+def documented_rows() -> dict[str, list[list[str]]]:
+    """The cells of each key's row, by heading."""
+    found: dict[str, list[list[str]]] = {}
+    for section in DOCS.read_text(encoding="utf-8").split("\n## ")[1:]:
+        heading, _, body = section.partition("\n")
+        key_table = body.partition("\n### ")[0]
+        found[heading] = [
+            [cell.strip() for cell in line.strip("|").split(" | ")]
+            for line in key_table.splitlines()
+            if line.startswith("| `")
+        ]
+    return found
+
+
+def default_of(key_name: str, field: str | None) -> str:
+    by_name = {each.name: each.default for each in fields(Settings)}
+    value = by_name.get(field or "")
+    if key_name in ("model_store", "state_dir"):
+        return {"model_store": "`./model_store`", "state_dir": "`./.tserve`"}[key_name]
+    if field is None:
+        return {"disable_token_authorization": "unset"}.get(key_name, "none" if "cors" in key_name else "`false`")
+    if isinstance(value, Address):
+        return f"`{value.url}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`" if value else "none"
+    return f"`{value}`" if isinstance(value, int | str) else "none"
+
+
+@pytest.mark.parametrize("effect", Effect)
+def test_documentation_and_table_agree(effect: Effect) -> None:
+    """Same keys in the same order under each heading, each with its default, variable and meaning."""
+    keys = [key for key in KEYS if key.effect is effect]
+    if effect is Effect.USED:
+        expected = [
+            [f"`{k.name}`", default_of(k.name, k.field), f"`{k.env}`" if k.env else "–", k.description] for k in keys
+        ]
+    else:
+        expected = [[f"`{key.name}`", key.description] for key in keys]
+    assert documented_rows()[effect.value] == expected
+
+
+def test_every_documented_key_is_in_the_table() -> None:
+    documented = [row[0].strip("`") for rows in documented_rows().values() for row in rows]
+    assert documented == [key.name for key in KEYS]
+
+
+def test_every_member_of_settings_is_filled_by_one_key() -> None:
+    filled = sorted(key.field for key in KEYS if key.field is not None)
+    assert filled == sorted({each.name for each in fields(Settings)} - {"cors_headers", "warnings"})
+
+
+def test_names_and_variables_are_unique() -> None:
+    for values in ([key.name for key in KEYS], [key.env for key in KEYS if key.env]):
+        assert len(values) == len(set(values))
+
+
+def test_the_example_of_the_documentation_is_read(load: Load) -> None:
+    example = re.search(r"```\n(models=.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert example is not None
+    assert load(example[1]).model_settings == {("digits", "1.0"): ModelSettings(1, 3, 4, 150, 66)}
