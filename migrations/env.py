@@ -21,12 +21,9 @@ from tserve.store.upgrade import DATABASE
 
 
 def run(connection: Connection) -> None:
-    """`transactional_ddl`: Alembic believes that SQLite cannot; with our own BEGIN it can."""
-    context.configure(
-        connection=connection, target_metadata=Base.metadata, transactional_ddl=True, render_as_batch=True
-    )
-    with context.begin_transaction():
-        context.run_migrations()
+    """In the transaction of the caller, who commits: Alembic, told of none of its own, leaves it alone."""
+    context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+    context.run_migrations()
 
 
 def run_from_command_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import stat
@@ -96,7 +97,10 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_a_read_only_folder_is_refused(state_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "reason"), [(0o444, "cannot be used: Permission denied"), (0o666, "unable to open database file")]
+)
+def test_a_read_only_folder_is_refused(state_dir: Path, mode: int, reason: str) -> None:
     """In a child, which gives up root's power to write anywhere; `.` spares it the way there."""
     with open_state(state_dir):
         pass
@@ -110,10 +114,11 @@ try:
     with open_state(Path(".")): pass
 except StateUnusable as error: print(error)
 """
-    (state_dir / "lock").chmod(0o444)
+    for file in state_dir.iterdir():
+        file.chmod(mode)
     state_dir.chmod(0o555)
     done = subprocess.run(python(program), cwd=state_dir, capture_output=True, text=True, check=True)
-    assert "Permission denied" in done.stdout
+    assert re.search(reason, done.stdout), done.stdout
 
 
 NEXT_MIGRATION = """

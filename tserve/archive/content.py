@@ -19,10 +19,12 @@ GZIP_MAGIC = b"\x1f\x8b"
 def opened(path: Path) -> Iterator[BufferedReader]:
     """Raises Refused when the path is no regular file, or when the file was written to inside the block."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place must not block us
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        before = os.fstat(file.fileno())
-        if not stat.S_ISREG(before.st_mode):
-            raise Refused("unsafe_entry", f"{path.name!a} is not a regular file")
+    descriptor = os.open(path, flags)
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        os.close(descriptor)
+        raise Refused("unsafe_entry", f"{path.name!a} is not a regular file")
+    with os.fdopen(descriptor, "rb") as file:
         yield file
         after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

@@ -56,7 +56,7 @@ async def take_in(source: Source, desk: Path) -> Archive:
     if isinstance(archive, TserveError):
         raise archive
     for warning in warnings:
-        _log.warning("archive %s: %s", source.url, warning)
+        _log.warning("archive %r: %s", source.url, warning)
     return archive
 
 

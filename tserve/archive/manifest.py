@@ -104,19 +104,20 @@ def read_config(folder: Path, config_file: object) -> tuple[dict[str, object] | 
     """
     if not isinstance(config_file, str):
         return None, []
+    shown = f"configFile {config_file[:80]!a}"
     if "\0" in config_file or config_file.startswith("/") or ".." in config_file.split("/"):
-        return None, [_short(f"configFile {config_file!a} leads out of the archive; ignored")]
+        return None, [_short(f"{shown} leads out of the archive; ignored")]
     try:
         with (folder / config_file).open("rb") as file:
             content = file.read(MAX_CONFIG + 1)
     except OSError as error:
-        return None, [_short(f"configFile {config_file!a} cannot be read ({error.strerror}); ignored")]
+        return None, [_short(f"{shown} cannot be read ({error.strerror}); ignored")]
     if len(content) > MAX_CONFIG:
-        return None, [_short(f"configFile {config_file!a} has more than {MAX_CONFIG} bytes; ignored")]
+        return None, [_short(f"{shown} has more than {MAX_CONFIG} bytes; ignored")]
     problem, fields, warnings = _parse_config(content)
     if problem:
-        return None, [_short(f"configFile {config_file!a} {problem}; ignored")]
-    return fields, [_short(f"configFile {config_file!a}: {warning}") for warning in warnings]
+        return None, [_short(f"{shown} {problem[:120]}; ignored")]
+    return fields, [_short(f"{shown}: {warning}") for warning in warnings]
 
 
 def _parse_config(content: bytes) -> tuple[str, dict[str, object], list[str]]:
@@ -150,4 +151,6 @@ def _scalar(value: object) -> bool:
 
 
 def _short(text: str) -> str:
+    """One line for the log, whatever the archive put into it."""
+    text = " ".join(text.split())
     return mend(text if len(text) <= _MAX_WARNING else text[:_MAX_WARNING] + "…")

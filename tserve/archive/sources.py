@@ -104,7 +104,7 @@ def _in_store(url: str, root: str) -> Source:
     real = _real(path)
     if (url.endswith("/") and not url.startswith("/")) or root in (path, real):
         # The recorded server takes the whole store as the model here (section 3.1) and then misses a name.
-        detail = "the url names the model store itself; name an archive or a folder in it"
+        detail = "the url stands for the model store itself; name an archive or a folder in it, without a slash behind"
         raise InvalidModel("Model name is not defined.", cause={"reason": "names_the_store", "detail": detail})
     if real is not None and _inside(real, root):
         mode = Path(real).stat().st_mode

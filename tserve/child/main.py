@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> None:
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     with socket.socket(fileno=descriptor) as channel:
         _serve(channel)
+    # The interpreter's last collection would walk all of torch: 0.7 s of a worker's end without this, 0.15 with it.
+    gc.freeze()
 
 
 def _die_with(parent: int) -> None:

@@ -7,22 +7,16 @@ This module touches Hypercorn 0.18's insides; it knows nothing of tserve's route
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from http.client import responses
 from math import inf
 
-import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
@@ -31,43 +25,22 @@ from hypercorn.typing import (
     ASGIReceiveEvent,
     ASGISendEvent,
     ConnectionState,
-    H11SendableEvent,
     Scope,
 )
 from hypercorn.utils import parse_socket_addr
 
-from tserve.errors import BadRequest
+from tserve.http.http1 import Http1
 
 KEEP_ALIVE_S = 75.0  # a connection without a request, and without a byte of one
 HEAD_S = 10.0  # from the first byte of a request's head to its last
-STALL_S = 60.0  # a client that reads nothing of an answer
+STALL_S = 60.0  # a client that sends nothing of a body it owes, or reads nothing of an answer
 LINGER_S = 5.0  # reading on after our last answer, so that it can be read
-RECEIVE_BYTES = SEND_BYTES = 2**16
+RECEIVE_BYTES = READ_AHEAD_BYTES = SEND_BYTES = 2**16
 
 Put = Callable[[ASGIReceiveEvent], Awaitable[None]]
 Send = Callable[[ASGISendEvent | None], Awaitable[None]]
 
-_HEAD_END = re.compile(rb"\n\r?\n")
-_HOST_LINE = re.compile(rb"\nhost:", re.IGNORECASE)
-
 log = logging.getLogger("tserve.http")
-
-
-def invalid_message_response() -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the answer to what is not HTTP (spec/management.md section 0)."""
-    error = BadRequest("Invalid HTTP message.")
-    shown = {"code": error.code, "type": error.type_name, "message": error.message}
-    body = (json.dumps(shown, indent=2) + "\n").encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"x-request-id", str(uuid.uuid4()).encode()),
-        (b"pragma", b"no-cache"),
-        (b"cache-control", b"no-cache; no-store, must-revalidate, private"),
-        (b"expires", b"Thu, 01 Jan 1970 00:00:00 UTC"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    return error.code, headers, body
 
 
 class AppTasks(TaskGroup):
@@ -115,68 +88,6 @@ async def _run_app(app: AppWrapper, scope: Scope, receive: ASGIReceiveCallable, 
     await send(None)
 
 
-class Http1(H11Protocol):
-    """HTTP/1.1 with the recorded server's manners where Hypercorn's differ."""
-
-    _head = b""
-
-    async def _handle_events(self) -> None:
-        self._supply_host()
-        await super()._handle_events()
-
-    async def _maybe_recycle(self) -> None:
-        await super()._maybe_recycle()
-        self._supply_host()
-
-    def _supply_host(self) -> None:
-        """Give a request without Host an empty one: h11 refuses it, the recorded server serves it.
-
-        Between requests h11's connection holds nothing but the bytes to come, so a fresh one can take its place.
-        """
-        if self.connection.their_state is not h11.IDLE or self.connection.our_state is not h11.IDLE:
-            return
-        data, _ = self.connection.trailing_data
-        end = _HEAD_END.search(data)
-        if end is None or _HOST_LINE.search(data, 0, end.end()):
-            return
-        line_end = data.index(b"\n") + 1
-        self.connection = h11.Connection(h11.SERVER, self.config.h11_max_incomplete_size)
-        self.connection.receive_data(data[:line_end] + b"host: \r\n" + data[line_end:])
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        """Ignore an upgrade to WebSocket, as RFC 9110 section 7.8 allows: the application serves none."""
-        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
-        if len(headers) < len(request.headers):
-            request = h11.Request(
-                method=request.method, target=request.target, headers=headers, http_version=request.http_version
-            )
-        await super()._create_stream(request)
-
-    async def _send_error_response(self, status_code: int) -> None:
-        """Answer what h11 can't parse in our words, whatever status it hints at."""
-        status, headers, body = invalid_message_response()
-        await self._send_h11_event(h11.Response(status_code=status, headers=headers))
-        await self._send_h11_event(h11.Data(data=body))
-        await self._send_h11_event(h11.EndOfMessage())
-
-    async def _send_h11_event(self, event: H11SendableEvent) -> None:
-        """Send; a head waits for what follows it, so that a small answer is one write."""
-        if isinstance(event, h11.Response):
-            reason = responses.get(event.status_code, "")
-            event = h11.Response(headers=event.headers, status_code=event.status_code, reason=reason)
-        try:
-            data = self.connection.send(event)
-        except h11.LocalProtocolError:
-            if self.connection.their_state is not h11.ERROR:
-                raise
-            return  # the client's error was answered while the application was still at work
-        if isinstance(event, h11.Response):
-            self._head = data
-        elif data or self._head:
-            data, self._head = self._head + data, b""
-            await self.send(RawData(data=data))
-
-
 class Connection:
     """Reads for one client, and owns its socket until `run` returns."""
 
@@ -197,7 +108,7 @@ class Connection:
             self._protocol = protocol = self._open_protocol(nursery)
             await self._read(protocol)
             await protocol.handle(Closed())
-            if self._ended and _leaves_unread(protocol):
+            if self._ended and not self._lost and _may_send_more(protocol):
                 await self._linger()
             self.close()
             nursery.cancel_scope.cancel()
@@ -225,17 +136,7 @@ class Connection:
             parse_socket_addr(socket.family, socket.getsockname()),
             self._on_event,
         )
-        wrapper.protocol = Http1(
-            wrapper.app,
-            wrapper.config,
-            wrapper.context,
-            wrapper.task_group,
-            wrapper.state,
-            wrapper.ssl,
-            wrapper.client,
-            wrapper.server,
-            wrapper.send,
-        )
+        wrapper.protocol = Http1(wrapper, self._read_ahead)
         return wrapper
 
     async def _read(self, protocol: ProtocolWrapper) -> None:
@@ -243,17 +144,28 @@ class Connection:
         data = b"any"
         with self._waiting:
             while data:
-                data = await self._receive()
-                if self._waiting.deadline < inf and isinstance(protocol.protocol, Http1):
-                    head_deadline = trio.current_time() + HEAD_S
-                    self._waiting.deadline = min(self._waiting.deadline, head_deadline)
+                data = await self._receive(RECEIVE_BYTES)
+                self._time_head(protocol)
                 await protocol.handle(RawData(data=data))
-                self._set_idle(_is_idle(protocol))
+                self._time_body(protocol)
 
-    async def _receive(self) -> bytes:
+    async def _read_ahead(self) -> None:
+        """Read on, a little, while the parser is paused, so that a client that leaves is noticed."""
+        assert self._protocol is not None
+        assert isinstance(self._protocol.protocol, Http1)
+        room = READ_AHEAD_BYTES
+        while room > 0:
+            data = await self._receive(room)
+            if not data:
+                await self._end()
+                return
+            self._protocol.protocol.connection.receive_data(data)
+            room -= len(data)
+
+    async def _receive(self, most: int) -> bytes:
         """The next bytes; b"" when the client has left."""
         try:
-            return bytes(await self._stream.receive_some(RECEIVE_BYTES))
+            return bytes(await self._stream.receive_some(most))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._lost = True
             return b""
@@ -262,18 +174,31 @@ class Connection:
         """What the protocol wants of the connection; called from the reader and from application tasks."""
         if isinstance(event, RawData):
             await self._send(event.data)
+        elif isinstance(event, Updated) and event.idle:
+            self._time_idle()
         elif isinstance(event, Updated):
-            self._set_idle(event.idle)
+            self._waiting.deadline = inf
         elif isinstance(event, Closed):
             await self._end()
 
-    def _set_idle(self, idle: bool) -> None:
-        if not idle:
+    def _time_head(self, protocol: ProtocolWrapper) -> None:
+        """Before bytes are parsed: a request that begins must have all of its head soon, however it dribbles."""
+        if not _is_idle(protocol):
             self._waiting.deadline = inf
-        elif self._waiting.deadline == inf:
-            # at shutdown HTTP/2 has said goodbye by now and leaves the closing to the client
-            wait_s = LINGER_S if self._context.terminated.is_set() else KEEP_ALIVE_S
-            self._waiting.deadline = trio.current_time() + wait_s
+        elif isinstance(protocol.protocol, Http1):
+            self._waiting.deadline = min(self._waiting.deadline, trio.current_time() + HEAD_S)
+
+    def _time_body(self, protocol: ProtocolWrapper) -> None:
+        """After bytes were parsed: a body must go on.  How long an answer takes is the application's affair."""
+        if isinstance(protocol.protocol, Http1) and protocol.protocol.awaits_body:
+            self._waiting.deadline = trio.current_time() + STALL_S
+        elif _is_idle(protocol) and self._waiting.deadline == inf:  # an HTTP/2 client that asks for nothing
+            self._time_idle()
+
+    def _time_idle(self) -> None:
+        # at shutdown only HTTP/2 gets here: it has said goodbye and leaves the closing to the client
+        wait_s = LINGER_S if self._context.terminated.is_set() else KEEP_ALIVE_S
+        self._waiting.deadline = trio.current_time() + wait_s
 
     async def _end(self) -> None:
         """Tell the applications, then let the reader go: it alone closes the socket."""
@@ -316,13 +241,9 @@ class Connection:
 
 
 def _is_idle(wrapper: ProtocolWrapper) -> bool:
-    protocol = wrapper.protocol
-    return protocol.idle if isinstance(protocol, H2Protocol) else protocol.stream is None
+    assert isinstance(wrapper.protocol, Http1 | H2Protocol)
+    return wrapper.protocol.idle
 
 
-def _leaves_unread(wrapper: ProtocolWrapper) -> bool:
-    """Whether the client may still be sending, so that closing would reset the connection."""
-    if isinstance(wrapper.protocol, H2Protocol):
-        return True
-    connection = wrapper.protocol.connection
-    return connection.their_state in (h11.SEND_BODY, h11.ERROR) or bool(connection.trailing_data[0])
+def _may_send_more(wrapper: ProtocolWrapper) -> bool:
+    return not isinstance(wrapper.protocol, Http1) or wrapper.protocol.half_read

@@ -22,7 +22,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework
 
 from tserve.errors import PortTaken
-from tserve.http.connection import Connection, invalid_message_response
+from tserve.http.connection import Connection
+from tserve.http.http1 import invalid_message_response
 
 __all__ = ["Listener", "bind", "invalid_message_response", "serve"]
 

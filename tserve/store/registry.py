@@ -33,15 +33,16 @@ _SETTINGS: Final[tuple[InstrumentedAttribute[Any], ...]] = tuple(getattr(Version
 def load(session: Session) -> Contents:
     """Models in order of registration, the versions of each likewise; archives by digest.
 
-    Columns are selected, not rows as objects: ten times faster on a large registry.
+    By Core and by columns, not as mapped objects: ten times faster on a large registry.
     """
-    versions = session.execute(
+    connection = session.connection()
+    versions = connection.execute(
         select(VersionRow.name, VersionRow.version, *_SETTINGS)
         .join(ModelRow, ModelRow.name == VersionRow.name)
         .order_by(ModelRow.registered, VersionRow.registered)
     )
-    defaults = session.execute(select(ModelRow.name, ModelRow.default_version).order_by(ModelRow.registered))
-    archives = session.execute(
+    defaults = connection.execute(select(ModelRow.name, ModelRow.default_version).order_by(ModelRow.registered))
+    archives = connection.execute(
         select(ArchiveRow.digest, ArchiveRow.size, ArchiveRow.manifest, ArchiveRow.config).order_by(ArchiveRow.digest)
     )
     return Contents(

@@ -52,7 +52,7 @@ def _create(database: Path) -> None:
     Before SQLite opens it, never after: closing any descriptor of a file drops the locks SQLite has on it.
     """
     try:
-        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise StateUnusable(f"The state file {database} cannot be opened: {error.strerror}.") from error
 
@@ -63,9 +63,7 @@ def read_revision(database: Path) -> str | None:
     Raises StateUnusable when the file is no database, is damaged, cannot be written to or is not tserve's.
     """
     try:
-        with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-            # The write lock: a file that can only be read is found out here, not at the first change.
-            connection.execute("BEGIN IMMEDIATE")
+        with closing(sqlite3.connect(database)) as connection:
             _check_pages(connection, database)
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables:

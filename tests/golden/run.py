@@ -1,0 +1,54 @@
+"""Replay the recorded answers of the server that tserve replaces against this tserve.
+
+    python tests/golden/run.py [arguments of replay.py]
+
+`expected.json` holds the decided differences (case id -> reason, naming a row of docs/compatibility.md),
+`waiting.json` the cases whose feature is not built yet.  A waiting case that passes must leave its list.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+GOLDEN = HERE.parents[2] / "shared" / "golden"
+GROUPS = (
+    "register register-workers describe list set-default unregister scale scale-in-flight archive health startup "
+    "snapshot routes inference"
+).split()
+# Quirks of the original whose replay only waits for a client that is never answered, or for a drain to time out.
+SLOW_QUIRKS = "unregister.while-hanging"
+
+
+def main() -> int:
+    replay = GOLDEN / "replay.py"
+    if not replay.is_file():
+        print("golden replay skipped: the recorded answers are not beside this checkout")
+        return 0
+    expected = json.loads((HERE / "expected.json").read_text())
+    waiting = json.loads((HERE / "waiting.json").read_text())
+    with tempfile.TemporaryDirectory(prefix="golden-") as work:
+        merged, report = Path(work, "expected.json"), Path(work, "report.json")
+        merged.write_text(json.dumps(expected | waiting))
+        start = (
+            f"{shlex.quote(sys.executable)} -m tserve start --ts-config {{config}} --model-store {{model_store}} "
+            "--state-dir {work}/state {flags}"
+        )
+        command = [sys.executable, str(replay), "--launch", start, "--resume-launch", start]
+        command += ["--work", work, "--expected", str(merged), "--json-report", str(report)]
+        command += [word for group in GROUPS for word in ("--group", group)]
+        code = subprocess.run([*command, *sys.argv[1:]], check=False).returncode
+        passed = {case["id"] for case in json.loads(report.read_text()) if case["ok"] and "expected" not in case}
+    for case in sorted(passed & waiting.keys()):
+        print(f"{case} passes now and must leave waiting.json")
+        code = 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
