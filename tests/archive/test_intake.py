@@ -6,12 +6,15 @@ import hashlib
 import io
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import tserve
 from tserve.archive import tree
 from tserve.archive.intake import answer
 from tserve.archive.refusal import Refused
@@ -32,6 +35,17 @@ def taken(tmp_path):
         return result, {str(p.relative_to(model)): p.read_bytes() if p.is_file() else None for p in found}
 
     return take
+
+
+def test_the_process_imports_little():
+    """It is started for each archive: yaml would double its time, trio has no business in it."""
+    program = (
+        "import sys; import tserve.archive.intake, tserve.archive.unzip, tserve.archive.untar, tserve.archive.folder; "
+        "print(sorted({'trio', 'yaml', 'dataclasses', 'asyncio', 'subprocess'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(tserve.__file__).parents[1])}
+    output = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True).stdout
+    assert output == b"[]\n"
 
 
 def refused(result, reason):
@@ -304,7 +318,9 @@ def test_a_source_that_is_written_to_meanwhile(mar, taken, monkeypatch):
     refused(taken(source)[0], "changed_while_reading")
 
 
-@pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, "no_space"), (errno.EDQUOT, "no_space"), (errno.EIO, "io_error")])
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.ENOSPC, "no_space"), (errno.EDQUOT, "no_space"), (errno.EIO, "io_error")]
+)
 def test_a_disk_that_fails(mar, taken, monkeypatch, number, reason):
     def fail(descriptor):
         raise OSError(number, os.strerror(number))

@@ -121,7 +121,12 @@ async def test_a_folder_is_a_copy(keep, store):
     [
         ({"../x": b"x"}, InternalServer, "Failed to save model: ./bad.mar", "unsafe_entry"),
         ({"MAR-INF/MANIFEST.json": b"{"}, InvalidModel, "Failed to parse signature.json.", "bad_manifest"),
-        ({"MAR-INF/MANIFEST.json": b'{"model": null}'}, InvalidModel, "Failed to parse signature.json.", "bad_manifest"),
+        (
+            {"MAR-INF/MANIFEST.json": b'{"model": null}'},
+            InvalidModel,
+            "Failed to parse signature.json.",
+            "bad_manifest",
+        ),
     ],
 )
 async def test_refusals_leave_nothing(keep, mar, left, entries, error, message, reason):
@@ -302,7 +307,9 @@ async def test_an_intake_that_cannot_start(keep, mar, left, monkeypatch, tmp_pat
 
 async def test_an_intake_that_talks_nonsense(keep, mar, left, monkeypatch, tmp_path):
     mar()
-    for number, output in enumerate(["", "nonsense", "[]", "{}", '{"digest": 1}', '{"refused": "archive"}', "x" * (5 << 20)]):
+    for number, output in enumerate(
+        ["", "nonsense", "[]", "{}", '{"digest": 1}', '{"refused": "archive"}', "x" * (5 << 20)]
+    ):
         fake = tmp_path / f"fake{number}"
         (tmp_path / f"out{number}").write_text(output)
         fake.write_text(f"#!/bin/sh\nexec cat {tmp_path}/out{number}\n")

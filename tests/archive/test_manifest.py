@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tserve.archive import manifest
 from tserve.archive.manifest import MAX_CONFIG, MAX_MANIFEST, read_config, read_manifest
 from tserve.archive.refusal import BadManifest
 
@@ -120,7 +121,9 @@ def config_of(tmp_path, text, name="model-config.yaml"):
 
 
 def test_a_config(tmp_path):
-    text = "minWorkers: 1\nmaxWorkers: 2\nbatchSize: 0\ndeviceIds: [0, 1]\nresponseTimeout: 33\nhandler: {depth: [[1]]}\n"
+    text = (
+        "minWorkers: 1\nmaxWorkers: 2\nbatchSize: 0\ndeviceIds: [0, 1]\nresponseTimeout: 33\nhandler: {depth: [[1]]}\n"
+    )
     fields, warnings = config_of(tmp_path, text)
     expected = {"min_workers": 1, "max_workers": 2, "batch_size": 1, "device_ids": (0, 1), "response_timeout_s": 33}
     assert (fields, warnings) == (expected, [])
@@ -159,7 +162,8 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
         "a: !!bool x",
         "a: !!timestamp 99999-99-99",
         b"\xff\xfe\xff",
-        "[" * 5000,
+        "[" * 900_000,
+        "- " * 500_000,
         "a: " + "x" * MAX_CONFIG,
     ],
 )
@@ -169,6 +173,13 @@ def test_an_unusable_config_counts_as_none(tmp_path, text):
     assert warning.startswith("configFile 'model-config.yaml' ") and "\n" not in warning
 
 
+def test_a_config_that_takes_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "MAX_CONFIG_CPU_S", 0.2)
+    merges = (f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12))
+    fields, (warning,) = config_of(tmp_path, "a0: &a0 {x: 1}\n" + "".join(merges))
+    assert fields is None and "more than 0.2 s" in warning
+
+
 @pytest.mark.parametrize("value", ["*a29", "0x" + "f" * 8000, "'" + "x" * 10_000 + "'", "{a: 1}", "2020-01-01"])
 def test_hostile_values_are_left_out_with_a_short_warning(tmp_path, value):
     fields, (warning,) = config_of(tmp_path, f"{BOMB}minWorkers: {value}\nmaxWorkers: 2\n")
@@ -176,7 +187,9 @@ def test_hostile_values_are_left_out_with_a_short_warning(tmp_path, value):
     assert len(warning) < 250
 
 
-@pytest.mark.parametrize("name", ["../outside.yaml", "/etc/hostname", "sub/../../x", "no.yaml", "nul\0", "MAR-INF", "x" * 999])
+@pytest.mark.parametrize(
+    "name", ["../outside.yaml", "/etc/hostname", "sub/../../x", "no.yaml", "nul\0", "MAR-INF", "x" * 999]
+)
 def test_a_config_file_that_cannot_be_read(tmp_path, name):
     (tmp_path / "archive" / "MAR-INF").mkdir(parents=True)
     (tmp_path / "outside.yaml").write_text("minWorkers: 1")

@@ -98,7 +98,7 @@ class Server:
         found = 0
         for fd in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed meanwhile
-                found += os.readlink(fd).startswith("socket:")
+                found += str(fd.readlink()).startswith("socket:")
         return found
 
 
@@ -106,7 +106,7 @@ def get_ok(port: int) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall(b"GET /ok HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answer = b"".join(iter(partial(sock.recv, 4096), b""))
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
     return answer.partition(b"\r\n\r\n")[2]
 
 

@@ -73,7 +73,11 @@ def test_a_lock_that_cannot_be_opened(state_dir: Path) -> None:
 def test_a_child_does_not_inherit_the_lock(state_dir: Path) -> None:
     """Else a worker that outlives a killed server would keep the next one out."""
     with hold_state(state_dir):
-        child = subprocess.Popen(["/bin/sh", "-c", "read line"], stdin=subprocess.PIPE, close_fds=False)
+        command = ["/bin/sh", "-c", "echo up; read line"]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False)
+        # The kernel closes descriptors a moment after it lets the parent go on.
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
     try:
         with hold_state(state_dir):
             pass

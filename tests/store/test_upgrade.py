@@ -131,7 +131,7 @@ down_revision = "0001"
 
 def upgrade():
     op.create_table("extra", sa.Column("id", sa.Integer(), primary_key=True))
-    with op.batch_alter_table("models") as batch:
+    with op.batch_alter_table("models", recreate="always") as batch:
         batch.add_column(sa.Column("note", sa.Text(), nullable=True))
     {last}
 """

@@ -104,7 +104,8 @@ async def _run(request: bytes) -> tuple[bytes, int | None]:
 
 
 async def _talk(process: subprocess.Popen[bytes], request: bytes) -> bytes:
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     output = bytearray()
     async with _stream(process.stdin) as to_intake, _stream(process.stdout) as from_intake:
         with suppress(trio.BrokenResourceError):  # it died; its exit status says so

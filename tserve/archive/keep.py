@@ -55,6 +55,7 @@ class Keep:
         try:
             for folder in (self._archives, self._incoming):
                 folder.mkdir(parents=True, exist_ok=True)
+            _fsync_folder(self._archives.parent)
             leftovers = list(self._incoming.iterdir())
             kept = {entry.name: entry for entry in self._archives.iterdir() if _DIGEST.fullmatch(entry.name)}
         except OSError as error:
@@ -130,9 +131,13 @@ def _move_in(model: Path, kept: Path) -> None:
 
 
 def _move_away(kept: Path, doomed: Path) -> None:
-    if kept.exists():
-        kept.rename(doomed)
-        _fsync_folder(kept.parent)
+    """What cannot be moved stays until the next start: the version that stood on it is gone all the same."""
+    try:
+        if kept.exists():
+            kept.rename(doomed)
+            _fsync_folder(kept.parent)
+    except OSError as error:
+        _log.warning("cannot remove %s: %s", kept, error)
 
 
 def _fsync_folder(folder: Path) -> None:

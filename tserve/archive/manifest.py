@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tserve.archive.refusal import BadManifest
 
 MAX_MANIFEST = 256 << 10  # a real one has some 300 bytes; all of it is stored and sent to each worker
 MAX_CONFIG = 1 << 20
+MAX_CONFIG_CPU_S = 10.0  # what the largest honest config takes; merge keys can ask for years
 _MAX_WARNING = 200
 _RUNTIMES = ("python", "python3", "LSP")
 _KEYS = {
@@ -126,15 +129,32 @@ def _parse_config(content: bytes) -> tuple[str, dict[str, object], list[str]]:
     from tserve.domain.model_config import read_model_config
 
     # What the library raises over hostile text is not only its own errors (`!!int ""` is an IndexError).
-    hostile = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+    hostile = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
     try:
-        parsed = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # a safe loader
-    except (yaml.YAMLError, *hostile) as error:
+        with _cpu_limit(MAX_CONFIG_CPU_S):
+            parsed = yaml.safe_load(content)  # not the C loader, which crashes on deep nesting
+    except (yaml.YAMLError, TimeoutError, *hostile) as error:
         return f"cannot be parsed: {error}", {}, []
     if not isinstance(parsed, Mapping):
         return "is not a mapping" if parsed is not None else "is empty", {}, []
     config, warnings = read_model_config({key: _flat(value) for key, value in parsed.items() if isinstance(key, str)})
     return "", {name: getattr(config, name) for name in config.given}, warnings
+
+
+@contextmanager
+def _cpu_limit(seconds: float) -> Iterator[None]:
+    """TimeoutError inside the block once the process has computed this long in it."""
+
+    def expire(_signal: int, _frame: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds} s")
+
+    before = signal.signal(signal.SIGVTALRM, expire)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _flat(value: object) -> object:

@@ -35,6 +35,7 @@ KEEP_ALIVE_S = 75.0  # a connection without a request, and without a byte of one
 HEAD_S = 10.0  # from the first byte of a request's head to its last
 STALL_S = 60.0  # a client that sends nothing of a body it owes, or reads nothing of an answer
 LINGER_S = 5.0  # reading on after our last answer, so that it can be read
+GOODBYE_S = 1.0  # at shutdown, what an idle HTTP/2 connection has left
 RECEIVE_BYTES = READ_AHEAD_BYTES = SEND_BYTES = 2**16
 
 Put = Callable[[ASGIReceiveEvent], Awaitable[None]]
@@ -91,14 +92,15 @@ async def _run_app(app: AppWrapper, scope: Scope, receive: ASGIReceiveCallable, 
 class Connection:
     """Reads for one client, and owns its socket until `run` returns."""
 
-    def __init__(self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream) -> None:
+    def __init__(self, app: AppWrapper, config: Config, stream: trio.SocketStream) -> None:
         self._app = app
         self._config = config
-        self._context = context
+        self._context = WorkerContext(None)
         self._stream = stream
         self._send_lock = trio.Lock()
         self._waiting = trio.CancelScope(deadline=trio.current_time() + KEEP_ALIVE_S)
         self._protocol: ProtocolWrapper | None = None
+        self._stopping = False
         self._ended = False  # by the protocol; not by the client, a deadline or `stop`
         self._lost = False
 
@@ -113,10 +115,21 @@ class Connection:
             self.close()
             nursery.cancel_scope.cancel()
 
-    def stop(self) -> None:
-        """Close at once unless a request is being served."""
-        if self._protocol is None or _is_idle(self._protocol):
+    async def stop(self) -> None:
+        """Close once no request is being served: now, or after the answer.
+
+        Hypercorn's own sign for this, `terminated`, is for HTTP/1 only: its HTTP/2 would close before an answer's
+        last frame, and even counts as idle before that is sent.
+        """
+        self._stopping = True
+        protocol = self._protocol and self._protocol.protocol
+        if isinstance(protocol, H2Protocol):
+            if protocol.idle:
+                self._time_idle()
+        elif protocol is None or protocol.stream is None:
             self._waiting.cancel()
+        else:
+            await self._context.terminated.set()
 
     def close(self) -> None:
         """Close the socket under every task that uses it, shielded ones too."""
@@ -196,9 +209,7 @@ class Connection:
             self._time_idle()
 
     def _time_idle(self) -> None:
-        # at shutdown only HTTP/2 gets here: it has said goodbye and leaves the closing to the client
-        wait_s = LINGER_S if self._context.terminated.is_set() else KEEP_ALIVE_S
-        self._waiting.deadline = trio.current_time() + wait_s
+        self._waiting.deadline = trio.current_time() + (GOODBYE_S if self._stopping else KEEP_ALIVE_S)
 
     async def _end(self) -> None:
         """Tell the applications, then let the reader go: it alone closes the socket."""

@@ -18,7 +18,6 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework
 
 from tserve.errors import PortTaken
@@ -60,18 +59,18 @@ class Listener:
     def __init__(self, app: ASGIFramework) -> None:
         self._app = ASGIWrapper(app)
         self._config = _hypercorn_config()
-        self._context = WorkerContext(None)
         self._open: set[Connection] = set()
+        self._stopping = False
         self._all_gone = trio.Event()
         self._end_at = inf
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
         """Serve one client until it or we are done.  Raises nothing but Cancelled, and always closes the stream."""
-        connection = Connection(self._app, self._config, self._context, stream)
+        connection = Connection(self._app, self._config, stream)
         self._open.add(connection)
-        if self._context.terminated.is_set():
-            connection.stop()
         try:
+            if self._stopping:
+                await connection.stop()
             await connection.run()
         except* OSError as group:
             log.debug("a connection broke", exc_info=group)
@@ -98,9 +97,9 @@ class Listener:
                     await self._accept(sock, connections, shutdown, task_status)
                     self._end_at = trio.current_time() + drain_s + hard_s
                     lifetime.cancel_scope.deadline = trio.current_time() + drain_s
-                    await self._context.terminated.set()
-                    for connection in self._open:
-                        connection.stop()
+                    self._stopping = True
+                    for connection in list(self._open):
+                        await connection.stop()
             finally:
                 self._all_gone.set()
             lifetime.cancel_scope.cancel()

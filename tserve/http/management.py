@@ -29,12 +29,18 @@ def management_routes(management: Management, describe: Describe, pages: Pages, 
         Route(frozenset({"PUT"}), "/models/{name}/{version}", api.scale),
         Route(frozenset({"DELETE"}), "/models/{name}/{version}", unregister),
         Route(frozenset({"PUT"}), "/models/{name}/{version}/set-default", api.set_default),
+        Route(frozenset({"OPTIONS"}), "/models/{name}", _no_description),
+        Route(frozenset({"OPTIONS"}), "/models/{name}/{version}", _no_description),
         Route(frozenset({"GET"}), "/workflows", _no_workflows),
     ]
 
 
 async def _refuse(call: Call) -> Reply:
     raise MethodNotAllowed
+
+
+async def _no_description(call: Call) -> Reply:
+    raise NotYetBuilt("The API description of a model is not served by this release yet.")
 
 
 async def _no_workflows(call: Call) -> Reply:

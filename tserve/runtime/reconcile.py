@@ -70,7 +70,7 @@ class Reconciler:
                 pool.apply(None, drain_s=drain_s)
         elif pool is not None:
             pool.apply(spec, drain_s=drain_s)
-        else:
+        elif spec.wanted[-1] > 0:  # a version without workers needs no machine
             pool = self._pools[key] = Pool(spec, self._launcher, self._numbers)
             nursery.start_soon(self._run_pool, pool)
 

@@ -94,8 +94,7 @@ class Management:
             await work.act()
         except Exception as e:  # handed to the client that waits, if it still does
             work.error = e
-        finally:
-            work.done.set()
+        work.done.set()
 
     async def _see_through(self, act: Callable[[], Awaitable[None]]) -> None:
         """Have `act` done to its end and wait for it.  Cancelling the wait leaves it running."""
@@ -116,7 +115,7 @@ class Management:
         if ask.url is None:
             raise BadRequest("Parameter url is required.", cause={"field": "url"})
         check_runtime(ask.runtime)
-        async with self._keep.admit(ask.url) as archive:
+        async with self._keep.admit(ask.url, referenced=self._registry.references) as archive:
             version = version_of(ask, archive, self._settings, at_startup=at_startup)
             await self._add(version, archive, actor)
         key = version.key

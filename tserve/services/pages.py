@@ -52,7 +52,7 @@ class Pages:
         """
         size = limit if limit is not None and 0 <= limit <= PAGE_LIMIT else PAGE_LIMIT
         start = max(0, token or 0)
-        if start < FIRST_TOKEN and (start > 0 or self._offsets_only):
+        if self._offsets_only or 0 < start < FIRST_TOKEN:
             return self._page_at(start, size)
         after = self._position(start) if start else None
         if after is None:

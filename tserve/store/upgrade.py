@@ -60,7 +60,7 @@ def _create(database: Path) -> None:
 def read_revision(database: Path) -> str | None:
     """The schema's revision, None for an empty file.
 
-    Raises StateUnusable when the file is no database, is damaged, cannot be written to or is not tserve's.
+    Raises StateUnusable when the file is no database, is damaged, cannot be opened or is not tserve's.
     """
     try:
         with closing(sqlite3.connect(database)) as connection:
