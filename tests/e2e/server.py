@@ -87,7 +87,6 @@ class Server:
         properties = self.folder / "config.properties"
         addresses = [f"{role}_address=http://127.0.0.1:0" for role in ROLES]
         properties.write_text("\n".join([*addresses, *self.config, *config, ""]))
-        self.mark = uuid.uuid4().hex
         environ = {key: value for key, value in os.environ.items() if not key.startswith("TS_")}
         environ |= {"PYTHONPATH": str(Path(tserve.__file__).parents[1]), MARK: self.mark}
         command = [sys.executable, "-m", "tserve", "start"]
@@ -99,6 +98,7 @@ class Server:
         """`ready=False` does not wait for the server to accept connections."""
         assert self.process is None
         self.endpoints.unlink(missing_ok=True)  # a killed server's
+        self.mark = uuid.uuid4().hex
         self.process = self.spawn(*arguments)
         if ready:
             self.wait_ready()

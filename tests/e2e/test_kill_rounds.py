@@ -47,7 +47,7 @@ class Rounds:
     def __init__(self, server: Server, archives: dict[str, str], journals: Path) -> None:
         self.server = server
         self.archives = archives
-        self.names = [[f"w{i}-plain", f"w{i} with + and /"[:-2], f"w{i}-模型"] for i in range(WRITERS)]
+        self.names = [[f"w{i}-plain", f"w{i} a+b", f"w{i}-模型"] for i in range(WRITERS)]
         self.journals = [Journal(journals / f"writer{i}.jsonl") for i in range(WRITERS)]
         self.state = Expected()
         self.recorded = 0  # number of the last change in the database that was looked at
@@ -83,16 +83,10 @@ class Rounds:
     def _kill(self, rng: random.Random, writers: list[Writer]) -> None:
         """At any moment, or while an archive is unpacked, or while a synchronous call waits for a slow worker."""
 
-        def loading() -> bool:
-            return any(
-                method == "POST" and query["url"] == "slow.mar" and query["initial_workers"] and query["synchronous"]
-                for method, query in (writer.doing for writer in writers)
-            )
-
         moments: dict[str, Callable[[], object]] = {
             "any": lambda: True,
             "unpacking": self.server.incoming,
-            "loading": loading,
+            "loading": lambda: any(writer.waits_for == "slow" for writer in writers),
         }
         kind = rng.choice(list(moments))
         deadline = time.monotonic() + MOMENT_S

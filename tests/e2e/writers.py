@@ -52,7 +52,7 @@ class Journal:
 class Writer(threading.Thread):
     """Owns the models of its names and changes them until its server is gone, or `enough` is set.
 
-    `archives`: version to file of the store.  `doing`: the request under way, for whoever looks for a moment.
+    `archives`: version to file of the store.  `waits_for`: the version whose worker a synchronous call under way wants.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Writer(threading.Thread):
         self.names = names
         self.enough = threading.Event()
         self.acknowledged = 0
-        self.doing: tuple[str, dict[str, object]] = ("", {})
+        self.waits_for: str | None = None
         self.failure: str | None = None
         self._server = server
         self._archives = archives
@@ -84,13 +84,14 @@ class Writer(threading.Thread):
         except (OSError, http.client.HTTPException):
             pass  # the server is gone; what was under way is in doubt
         except Exception as error:
-            self.failure = f"{error!r} at {self.doing}"
+            self.failure = repr(error)
 
     def _change(self, connection: http.client.HTTPConnection) -> None:
         change, method, path, query, allowed = self._choose()
-        self.doing = method, query
         self._journal.note({"change": asdict(change)})
+        self.waits_for = change.version if query.get("synchronous") and _workers(change) else None
         answer = exchange(connection, method, target(path, **query))
+        self.waits_for = None
         if answer.status not in allowed:
             self.failure = f"{answer.status} {answer.body!r} to {method} {path} {query}"
             self.enough.set()
@@ -150,6 +151,10 @@ class Writer(threading.Thread):
 
     def _wanted(self) -> int:
         return sum(wish.min_workers for versions in self._state.versions.values() for wish in versions.values())
+
+
+def _workers(change: Change) -> int:
+    return change.wish.min_workers if change.wish else change.workers[0] if change.workers else 0
 
 
 def _change(record: dict[str, Any]) -> Change:

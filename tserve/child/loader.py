@@ -53,7 +53,7 @@ def load(spec: WorkerSpec) -> Model:
     except LoadFailed as e:
         print(e.detail, file=sys.stderr, flush=True)
         raise
-    except BaseException as e:  # user code may raise anything, SystemExit too; the server is told and decides
+    except Exception as e:  # the child's boundary: whatever user code raises, the server is told and decides
         traceback.print_exc()
         raise _failure_of(e) from e
     return Model(entry, context)
@@ -141,7 +141,7 @@ def _class_entry(module: ModuleType, handler: str, context: Any) -> Entry:
     return service.handle  # type: ignore[no-any-return]
 
 
-def _failure_of(error: BaseException) -> LoadFailed:
+def _failure_of(error: Exception) -> LoadFailed:
     detail = "".join(traceback.format_exception(error))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "CUDA" in str(error)):
         return LoadFailed("out_of_memory", detail, code=507)
