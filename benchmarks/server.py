@@ -39,7 +39,9 @@ class Server:
         self.ready_s = time.perf_counter() - began
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
 

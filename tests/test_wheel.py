@@ -43,7 +43,12 @@ def test_migrations_and_handlers_package_are_in_the_wheel(installed: Path) -> No
         "print(find_migrations().relative_to(pathlib.Path(tserve.__file__).parent), ts.__version__)"
     )
     done = subprocess.run(
-        [installed / "python", "-c", code], cwd=installed, env=_environment(), check=True, capture_output=True, text=True
+        [installed / "python", "-c", code],
+        cwd=installed,
+        env=_environment(),
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.split() == ["_migrations", "0.12.0"]
 

@@ -6,6 +6,7 @@ Stop: not listening, requests in flight finish, workers drain, the state is clos
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -130,6 +131,8 @@ class _Server:
                 )
                 await nursery.start(_serve_app, app, bound, self._stop)
             with _endpoints_file(settings.state_dir / "endpoints.json", _urls(settings, sockets)) as urls:
+                gc.freeze()  # modules stay: later collections need not walk them
+                gc.enable()
                 _log.info("ready: %s", ", ".join(f"{role} {url}" for role, url in urls.items()))
                 await self._stop.wait()
 

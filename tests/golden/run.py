@@ -19,10 +19,22 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parents[2] / "shared" / "golden"
-GROUPS = (
-    "register register-workers describe list set-default unregister scale scale-in-flight archive health startup "
-    "snapshot routes inference"
-).split()
+GROUPS = [
+    "register",
+    "register-workers",
+    "describe",
+    "list",
+    "set-default",
+    "unregister",
+    "scale",
+    "scale-in-flight",
+    "archive",
+    "health",
+    "startup",
+    "snapshot",
+    "routes",
+    "inference",
+]
 
 
 def main() -> int:

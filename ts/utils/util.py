@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 CLEANUP_REGEX = re.compile(r"<[^>\n]*>|&(?:[a-z0-9]+|#[0-9]{1,6}|#x[0-9a-f]{1,6});")
 
 
-class PredictionException(Exception):  # noqa: N818 - the contract's name
+class PredictionException(Exception):
     """Raised by a handler to fail the whole batch with its own message and HTTP status."""
 
     def __init__(self, message: str, error_code: int = 500) -> None:

@@ -6,7 +6,7 @@ Rules: spec/management.md sections 4.1 (scaling) and 5.4 (retries), DESIGN.md se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from tserve.domain.phases import Phase
 from tserve.domain.versions import Key
@@ -47,7 +47,7 @@ class PoolSpec:
     def wanted(self) -> range:
         """How many slots there may be: from min to max; none as soon as min is 0, whatever max says."""
         if self.min_workers == 0:
-            return range(0, 1)
+            return range(1)
         return range(max(0, self.min_workers), max(0, self.max_workers, self.min_workers) + 1)
 
 
@@ -86,7 +86,7 @@ def plan(spec: PoolSpec | None, slots: Sequence[Observed], *, asked: bool) -> li
     `asked` says that a client asked for this state just now: that gives slots that gave up another try.
     Surplus slots are stopped from the newest backwards; a slot on its way out counts as gone.
     """
-    wanted = spec.wanted if spec is not None else range(0, 1)
+    wanted = spec.wanted if spec is not None else range(1)
     living = [slot for slot in slots if not slot.stopping]
     surplus = living[wanted[-1] :]
     actions: list[Action] = [Stop(slot.slot) for slot in reversed(surplus)]
@@ -128,7 +128,7 @@ class FailureRun:
 
     count: int = 0
     since: float = 0.0
-    was_loaded: bool = field(default=False)
+    was_loaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +144,7 @@ def after_failure(
     The first restart after a loaded worker is immediate; then upstream's table 1, 1, 2, 3, 5, 8 … runs.  Retries
     go on while less than `window_s` has passed since the first failure of the run.
     """
-    if run.count == 0:
-        run = FailureRun(1, now, was_loaded)
-    else:
-        run = FailureRun(run.count + 1, run.since, run.was_loaded)
+    run = replace(run, count=run.count + 1) if run.count else FailureRun(1, now, was_loaded)
     if failure.hopeless:
         return run, GiveUp("trying again cannot help")
     if run.count > 1 and now - run.since >= window_s:

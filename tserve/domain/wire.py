@@ -125,9 +125,7 @@ class BatchFailed:
 
 
 def encode_batch(number: int, requests: list[JobRequest]) -> Frame:
-    jobs = [
-        [r.request_id, r.headers, [[i.name, i.content_type, len(i.value)] for i in r.inputs]] for r in requests
-    ]
+    jobs = [[r.request_id, r.headers, [[i.name, i.content_type, len(i.value)] for i in r.inputs]] for r in requests]
     return Frame(Kind.BATCH, number, {"jobs": jobs}, b"".join(i.value for r in requests for i in r.inputs))
 
 

@@ -31,7 +31,9 @@ HEADER_LIMIT = 8192
 _log = logging.getLogger("tserve.http")
 
 
-def make_app(name: str, tables: Sequence[Table], *, max_request_size: int, cors: Sequence[tuple[str, str]]) -> QuartTrio:
+def make_app(
+    name: str, tables: Sequence[Table], *, max_request_size: int, cors: Sequence[tuple[str, str]]
+) -> QuartTrio:
     """An app that serves the routes of `tables`, the first match winning."""
     app = QuartTrio(name, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=max_request_size, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)

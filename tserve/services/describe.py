@@ -23,9 +23,7 @@ _NO_CONFIG = ModelConfig()
 
 
 class Describe:
-    def __init__(
-        self, registry: Registry, reconciler: Reconciler, management: Management, settings: Settings
-    ) -> None:
+    def __init__(self, registry: Registry, reconciler: Reconciler, management: Management, settings: Settings) -> None:
         self._registry = registry
         self._reconciler = reconciler
         self._management = management

@@ -54,15 +54,16 @@ class Pages:
         start = max(0, token or 0)
         if self._offsets_only or 0 < start < FIRST_TOKEN:
             return self._page_at(start, size)
-        after = self._position(start) if start else None
-        if after is None:
-            names = self._registry.names_from(0, size + 1)
-        else:
-            names = self._registry.names_after(after, size + 1)
+        names = self._behind(start, size + 1)
         if size == 0 or len(names) <= size:
             return self._page(names[:size], None)
         names = names[:size]
         return self._page(names, await self._token_behind(names[-1], names))
+
+    def _behind(self, token: int, count: int) -> list[str]:
+        if token == 0:
+            return self._registry.names_from(0, count)
+        return self._registry.names_after(self._position(token), count)
 
     def _page_at(self, offset: int, size: int) -> Page:
         """The recorded way, whose token also stands on a page that ends with the last model; but never wraps."""
