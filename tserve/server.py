@@ -40,6 +40,7 @@ from tserve.settings import Address, Settings
 from tserve.store.gateway import SqliteStore
 from tserve.store.upgrade import open_state
 
+ENDPOINTS = "endpoints.json"
 DRAIN_S = 20.0  # what requests and workers in hand get at SIGTERM
 HARD_S = 2.0  # after that connections are closed under their clients
 LAST_RESORT_S = 10  # whatever still stands this long after both ends with the process
@@ -50,6 +51,7 @@ def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit code.  Raises StartError."""
     with open_state(settings.state_dir) as database, ExitStack() as stack:
         server = _Server(settings, database)
+        (settings.state_dir / ENDPOINTS).unlink(missing_ok=True)  # a killed server's
         sockets = {role: stack.enter_context(bound) for role, bound in _bind(settings).items()}
         return trio.run(server.run, sockets)
 
@@ -130,7 +132,7 @@ class _Server:
                     cors=settings.cors_headers,
                 )
                 await nursery.start(_serve_app, app, bound, self._stop)
-            with _endpoints_file(settings.state_dir / "endpoints.json", _urls(settings, sockets)) as urls:
+            with _endpoints_file(settings.state_dir / ENDPOINTS, _urls(settings, sockets)) as urls:
                 gc.freeze()  # modules stay: later collections need not walk them
                 gc.enable()
                 _log.info("ready: %s", ", ".join(f"{role} {url}" for role, url in urls.items()))

@@ -112,6 +112,11 @@ class Failure:
     log_tail: str = ""
     hopeless: bool = False
 
+    @property
+    def summary(self) -> str:
+        """The last line of the detail: of a traceback, the one that names the error."""
+        return self.detail.strip().rpartition("\n")[2]
+
     def cause(self) -> dict[str, object]:
         """For the `tserve` member of an error object; empty parts are left out."""
         parts = {"reason": self.reason, "detail": self.detail, "exit": self.exit, "log_tail": self.log_tail}

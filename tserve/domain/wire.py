@@ -78,7 +78,7 @@ class Decoder:
             if not isinstance(meta, dict):
                 raise WireError("frame meta is not an object")
             frame = Frame(Kind(kind), number, meta, bytes(view[split : self._need]))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise WireError(f"not a frame: {e}") from e
         finally:
             view.release()
@@ -150,15 +150,19 @@ def encode_reply(number: int, outcome: list[JobReply] | BatchFailed) -> Frame:
 
 def decode_reply(frame: Frame) -> list[JobReply] | BatchFailed:
     """Raises WireError when the frame is not a reply or its sizes do not add up."""
+    if frame.kind is not Kind.REPLY:
+        raise WireError(f"expected a reply, got {frame.kind.name}")
     try:
         if "replies" not in frame.meta:
             return BatchFailed(int(frame.meta["code"]), str(frame.meta["message"]), str(frame.meta["detail"]))
         replies, at = [], 0
         for status, phrase, headers, size in frame.meta["replies"]:
+            if size < 0:
+                raise WireError("reply sizes do not add up")
             replies.append(JobReply(int(status), str(phrase), dict(headers), frame.body[at : at + size]))
             at += size
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise WireError(f"not a reply: {e!r}") from e
-    if frame.kind is not Kind.REPLY or at != len(frame.body):
+    if at != len(frame.body):
         raise WireError("reply sizes do not add up")
     return replies

@@ -122,7 +122,7 @@ class Connection:
         last frame, and even counts as idle before that is sent.
         """
         self._stopping = True
-        protocol = self._protocol and self._protocol.protocol
+        protocol = self._protocol.protocol if self._protocol else None
         if isinstance(protocol, H2Protocol):
             if protocol.idle:
                 self._time_idle()

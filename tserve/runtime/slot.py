@@ -141,7 +141,9 @@ class Slot:
                 async with self._launcher.launch(self._spec.worker, label=self._label()) as worker:
                     self._worker, self._pid = worker, worker.pid
                     outcome = await self._load_and_serve(worker)
-                    if outcome is None and self.phase in phases.LOADED:
+                    if outcome is not None:
+                        worker.kill()  # it failed; there is nothing that it could still finish
+                    elif self.phase in phases.LOADED:
                         self._enter(Phase.STOPPING)
             except OSError as e:
                 outcome = Failure("start_failed", f"no process could be started: {e}")
@@ -272,7 +274,7 @@ class Slot:
         self._run, verdict = after_failure(
             self._run, failure, was_loaded=was_loaded, now=now, window_s=self._spec.retry_window_s
         )
-        _log.warning("%s is down: %s, %s", self._label(), failure.reason, failure.exit or failure.detail)
+        _log.warning("%s is down: %s, %s", self._label(), failure.reason, failure.exit or failure.summary)
         if isinstance(verdict, GiveUp):
             _log.warning("%s is not started again: %s", self._label(), verdict.why)
             self._enter(Phase.FAILED)

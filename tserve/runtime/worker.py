@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import Decoder, Frame
+from tserve.domain.wire import BODY_LIMIT, Decoder, Frame
 from tserve.runtime.launcher import Exit, WorkerGone
 
 LEAVE_GRACE_S = 2.0  # a worker that was asked to leave is killed after this
@@ -39,13 +39,15 @@ _log = logging.getLogger("tserve.model")
 class SubprocessWorker:
     """See tserve.runtime.launcher.Worker."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, *, label: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], channel: socket.socket, *, label: str, answer_limit: int
+    ) -> None:
         self.pid = process.pid
         self.exited = trio.Event()
         self._ended = trio.Event()  # exited, and its output is read
         self._process = process
         self._channel = trio.socket.from_stdlib_socket(channel)
-        self._decoder = Decoder()
+        self._decoder = Decoder(body_limit=answer_limit)
         self._frames: deque[Frame] = deque()
         self._reading = trio.CancelScope()
         self._tail = bytearray()
@@ -150,7 +152,9 @@ class SubprocessLauncher:
     async def launch(self, spec: WorkerSpec, *, label: str) -> AsyncIterator[SubprocessWorker]:
         process, ours, output = self._spawn()
         pidfd = os.pidfd_open(process.pid)
-        worker = SubprocessWorker(process, ours, label=label)
+        # A worker keeps max_response_size per request, and says so in a few words where it has to refuse one.
+        limit = min(BODY_LIMIT, spec.batch_size * (spec.max_response_size + 1024))
+        worker = SubprocessWorker(process, ours, label=label, answer_limit=limit)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._follow, worker, pidfd, output)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 import trio
@@ -117,6 +117,9 @@ class Management:
         check_runtime(ask.runtime)
         async with self._keep.admit(ask.url, referenced=self._registry.references) as archive:
             version = version_of(ask, archive, self._settings, at_startup=at_startup)
+            held = self._registry.get(version.key)
+            if at_startup and held is not None:
+                _log_differences(held, version)
             await self._add(version, archive, actor)
         key = version.key
         if at_startup:
@@ -253,3 +256,11 @@ class Management:
                     await self._store.set_default(key, actor=actor)
                     self._registry.set_default(key)
         return Result(Progress.DONE, f'Default version successfully updated for model "{name}" to "{version}"')
+
+
+def _log_differences(held: Version, named: Version) -> None:
+    """A version that is started with other values than it was registered with keeps those: say which."""
+    for field in fields(Version):
+        before, now = getattr(held, field.name), getattr(named, field.name)
+        if before != now:
+            _log.warning("%s keeps %s %s; this start names %s", held.key, field.name, before, now)
