@@ -50,8 +50,8 @@ def test_every_phase_leads_to_the_end() -> None:
 
 
 def test_sets_of_phases() -> None:
-    assert LOADED == {Phase.READY, Phase.BUSY, Phase.DRAINING}
-    assert COMING_UP == {Phase.STARTING, Phase.LOADING, Phase.BACKING_OFF}
+    assert {Phase.READY, Phase.BUSY, Phase.DRAINING} == LOADED
+    assert {Phase.STARTING, Phase.LOADING, Phase.BACKING_OFF} == COMING_UP
 
 
 def test_the_diagram_has_every_edge() -> None:

@@ -151,7 +151,11 @@ def delays(count: int, *, was_loaded: bool, every_s: float = 0.0, window_s: floa
     for number in range(count):
         # Only the first one can say that a worker had been loaded well; the others fail in whatever way.
         run, verdict = after_failure(
-            run, DIED, was_loaded=was_loaded if number == 0 else number % 2 == 0, now=number * every_s, window_s=window_s
+            run,
+            DIED,
+            was_loaded=was_loaded if number == 0 else number % 2 == 0,
+            now=number * every_s,
+            window_s=window_s,
         )
         verdicts.append(verdict)
     return verdicts

@@ -99,7 +99,7 @@ def test_listing_again_writes_nothing(server: Server) -> None:
     before = positions(server)
     for _ in range(3):
         assert [server.page(limit=limit) for limit in (1, 2, 5)] == first
-        assert [server.page(limit=2, next_page_token=first[1]["nextPageToken"])] * 2
+        assert names_of(server.page(limit=2, next_page_token=first[1]["nextPageToken"])) == NAMES[2:4]
     assert server.page(limit=2) == first[1]
     after = positions(server)
     assert after[: len(before)] == before
@@ -112,7 +112,7 @@ def test_offsets_work_and_are_answered_with_offsets(server: Server) -> None:
     assert (names_of(page), page["nextPageToken"]) == (NAMES[2:6], "6")
     page = server.page(limit=len(NAMES), next_page_token=1)
     assert (names_of(page), page.get("nextPageToken")) == (NAMES[1:], None)
-    assert server.page(limit=4, next_page_token="%2B2".replace("%2B", "+")) == server.page(limit=4, next_page_token=2)
+    assert server.page(limit=4, next_page_token="+2") == server.page(limit=4, next_page_token=2)
     for beyond in (len(NAMES), 10**6, FIRST_CURSOR - 1):
         assert server.page(limit=4, next_page_token=beyond) == {"models": []}
 
@@ -139,7 +139,7 @@ def test_pages_neither_skip_nor_repeat_while_models_come_and_go(own: Server) -> 
         lambda: add(own, "a", "m00x", "m01x", "z"),
         lambda: own.restart("kill"),
         lambda: remove(own, "a", seen[-1]),
-        lambda: add(own, "b", seen[-1] + "x", seen[-1]),
+        lambda: add(own, "b", seen[-1] + "x", seen[-3]),
         lambda: own.restart("term"),
         lambda: remove(own, "b", "m00x"),
     ]

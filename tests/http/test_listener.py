@@ -233,7 +233,7 @@ async def test_a_request_without_host_is_served(app: Bare) -> None:
             b"GET /ok HTTP/1.1\r\n\r\n" + post("/read", b"\r\n\r\n") + b"GET /ok HTTP/1.1\r\nA: b\r\n\r\n"
         )
         assert [(await reader.answer())[2] for _ in range(3)] == [b"ok", b"4", b"ok"]
-    assert [dict(scope["headers"])[b"host"] for scope in app.scopes] == [b"", b"x", b""]
+    assert [dict(scope["headers"])[b"Host"] for scope in app.scopes] == [b"", b"x", b""]
 
 
 async def test_a_websocket_upgrade_is_served_as_the_request_it_also_is(app: Bare) -> None:
@@ -247,6 +247,12 @@ async def test_a_websocket_upgrade_is_served_as_the_request_it_also_is(app: Bare
     async with serving(app) as server:
         assert (await server.ask(upgrade))[0] == b"HTTP/1.1 200 OK"
     assert app.scopes[0]["type"] == "http"
+    assert [name for name, _ in app.scopes[0]["headers"]] == [
+        b"Host",
+        b"Connection",
+        b"Sec-WebSocket-Version",
+        b"Sec-WebSocket-Key",
+    ]
 
 
 async def test_http2_is_served(app: Bare) -> None:

@@ -46,7 +46,6 @@ def make_app(
         response = Response(reply.body, reply.status)
         response.headers.clear()
         response.headers.extend(all_headers(reply, request_id, cors))
-        response.headers["content-length"] = str(len(reply.body))
         return response
 
     return app

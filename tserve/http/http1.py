@@ -95,11 +95,11 @@ class Http1(H11Protocol):
             return
         line_end = data.index(b"\n") + 1
         self.connection = h11.Connection(h11.SERVER, self.config.h11_max_incomplete_size)
-        self.connection.receive_data(data[:line_end] + b"host: \r\n" + data[line_end:])
+        self.connection.receive_data(data[:line_end] + b"Host: \r\n" + data[line_end:])
 
     async def _create_stream(self, request: h11.Request) -> None:
         """Ignore an upgrade to WebSocket, as RFC 9110 section 7.8 allows: the application serves none."""
-        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        headers = [(name, value) for name, value in request.headers.raw_items() if name.lower() != b"upgrade"]
         if len(headers) < len(request.headers):
             request = h11.Request(
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version

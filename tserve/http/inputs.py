@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
 from tserve.domain.wire import Input
+from tserve.errors import BadRequest
 from tserve.http.params import Query
+
+MOST_PARTS = 1000  # of a form; reading as many as a body can hold would take the loop for seconds
 
 
 def read_inputs(content_type: str, body: bytes) -> tuple[Input, ...]:
-    """Inputs by name, the last of repeated ones; a body of no form type is the one input `body`."""
+    """Inputs by name, the last of repeated ones; a body of no form type is the one input `body`.
+
+    Raises BadRequest for a form of more than `MOST_PARTS` parts.
+    """
     kind, options = parse_options_header(content_type)
-    if kind == "multipart/form-data" and options.get("boundary"):
+    if kind.lower() == "multipart/form-data" and options.get("boundary"):
         inputs = _multipart(options["boundary"].encode("latin-1", "replace"), body)
-    elif kind == "application/x-www-form-urlencoded":
+    elif kind.lower() == "application/x-www-form-urlencoded":
         inputs = _form(body)
     else:
         return (Input("body", content_type.partition(";")[0].strip(), body),)
@@ -30,6 +37,8 @@ def query_inputs(query: Query) -> tuple[Input, ...]:
 
 def _form(body: bytes) -> list[Input]:
     """A part without `=` is no input: that is what plain `curl -d text` sends."""
+    if body.count(b"&") >= MOST_PARTS:
+        raise _too_many_parts()
     inputs = []
     for part in body.split(b"&"):
         name, separator, value = part.replace(b"+", b" ").partition(b"=")
@@ -40,7 +49,7 @@ def _form(body: bytes) -> list[Input]:
 
 def _multipart(boundary: bytes, body: bytes) -> list[Input]:
     """The parts up to where the body stops making sense; the recorded server does not refuse such bodies."""
-    decoder = MultipartDecoder(boundary, max_form_memory_size=None, max_parts=1000)
+    decoder = MultipartDecoder(boundary, max_form_memory_size=None, max_parts=MOST_PARTS)
     inputs: list[Input] = []
     try:
         decoder.receive_data(body)
@@ -55,6 +64,15 @@ def _multipart(boundary: bytes, body: bytes) -> list[Input]:
                 last = inputs[-1]
                 inputs[-1] = Input(last.name, last.content_type, last.value + event.data)
             event = decoder.next_event()
+    except RequestEntityTooLarge:
+        raise _too_many_parts() from None
     except ValueError:
         pass
     return inputs
+
+
+def _too_many_parts() -> BadRequest:
+    return BadRequest(
+        f"The form in the request body has more than {MOST_PARTS} parts.",
+        cause={"field": "body", "allowed": f"a form of at most {MOST_PARTS} parts, or a body of another content type"},
+    )

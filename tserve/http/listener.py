@@ -174,6 +174,7 @@ def _hypercorn_config() -> Config:
     config.include_server_header = False
     config.keep_alive_max_requests = sys.maxsize
     config.h11_max_incomplete_size = 16 * 1024
+    config.h11_pass_raw_headers = True  # handlers see the spelling that the client chose (spec/inference.md section 2)
     config.accesslog = None
     config.errorlog = log
     config.shutdown_timeout = inf

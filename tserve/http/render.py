@@ -17,6 +17,7 @@ _ALWAYS = (
     ("cache-control", "no-cache; no-store, must-revalidate, private"),
     ("expires", "Thu, 01 Jan 1970 00:00:00 UTC"),
 )
+_SERVERS = frozenset({"x-request-id", "content-length", "transfer-encoding", "connection"})
 
 
 def to_json(value: object) -> bytes:
@@ -43,8 +44,10 @@ def error_reply(error: TserveError) -> Reply:
 def all_headers(reply: Reply, request_id: str, cors: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The reply's own headers, then the common ones in the recorded order.
 
-    Errors close the connection, as recorded; `content-length` is added with the body.
+    A handler cannot set what is the server's: the request id and the framing.  Errors close the connection, as
+    recorded.
     """
-    own = [(name, value) for name, value in reply.headers if name.lower() != "x-request-id"]
+    own = [(name, value) for name, value in reply.headers if name.lower() not in _SERVERS]
+    length = ("content-length", str(len(reply.body)))
     closing = [("connection", "close")] if reply.status >= 400 else []
-    return [*own, ("x-request-id", request_id), *cors, *_ALWAYS, *closing]
+    return [*own, ("x-request-id", request_id), *cors, *_ALWAYS, length, *closing]

@@ -113,10 +113,11 @@ class Slot:
         """Live until stopped."""
         try:
             with self._life:
-                while (failure := await self._guarded()) is not None and not self.stopping:
-                    await self._recover(failure)
-                    if self.stopping:
+                while not self._finished():
+                    failure = await self._guarded()
+                    if failure is None or self.stopping:
                         break
+                    await self._recover(failure)
                     self._restarts += 1
         finally:
             if self.phase in phases.LOADED:

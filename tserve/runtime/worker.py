@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import BODY_LIMIT, Decoder, Frame
+from tserve.domain.wire import BODY_LIMIT, Decoder, Frame, WireError
 from tserve.runtime.launcher import Exit, WorkerGone
 
 LEAVE_GRACE_S = 2.0  # a worker that was asked to leave is killed after this
@@ -68,7 +68,10 @@ class SubprocessWorker:
             except (OSError, trio.ClosedResourceError) as e:
                 raise WorkerGone(str(e)) from e
             if not data:
-                self._decoder.end()
+                try:
+                    self._decoder.end()
+                except WireError as e:  # half a frame is what a death amid a frame leaves
+                    raise WorkerGone(str(e)) from e
                 raise WorkerGone("hung up")
             self._frames.extend(self._decoder.feed(data))
         return self._frames.popleft()
@@ -123,16 +126,23 @@ class SubprocessWorker:
     async def _read_output(self, descriptor: int) -> None:
         """Copy the worker's output to the model log, line by line, and keep its tail."""
         line = b""
-        async with trio.lowlevel.FdStream(descriptor) as pipe:
-            async for chunk in pipe:
-                self._tail += chunk
-                del self._tail[:-TAIL_BYTES]
-                *lines, line = (line + chunk).split(b"\n")
-                if len(line) > _LINE_BYTES:
-                    lines.append(line)
-                    line = b""
-                for each in lines:
-                    _log.info("%s %s", self._label, each.decode("utf-8", "replace"))
+        try:
+            async with trio.lowlevel.FdStream(descriptor) as pipe:
+                async for chunk in pipe:
+                    self._tail += chunk
+                    del self._tail[:-TAIL_BYTES]
+                    *lines, line = (line + chunk).split(b"\n")
+                    if len(line) > _LINE_BYTES:
+                        lines.append(line)
+                        line = b""
+                    for each in lines:
+                        self._log_line(each)
+        finally:
+            if line:  # the last words may lack a newline
+                self._log_line(line)
+
+    def _log_line(self, line: bytes) -> None:
+        _log.info("%s %s", self._label, line.decode("utf-8", "replace"))
 
     async def end(self) -> None:
         """Ask the worker to leave, then kill its group; bounded, and not to be cut short."""
@@ -150,8 +160,7 @@ class SubprocessLauncher:
 
     @contextlib.asynccontextmanager
     async def launch(self, spec: WorkerSpec, *, label: str) -> AsyncIterator[SubprocessWorker]:
-        process, ours, output = self._spawn()
-        pidfd = os.pidfd_open(process.pid)
+        process, pidfd, ours, output = self._spawn()
         # A worker keeps max_response_size per request, and says so in a few words where it has to refuse one.
         limit = min(BODY_LIMIT, spec.batch_size * (spec.max_response_size + 1024))
         worker = SubprocessWorker(process, ours, label=label, answer_limit=limit)
@@ -172,10 +181,15 @@ class SubprocessLauncher:
             await worker.follow(pidfd, output)
 
     @staticmethod
-    def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket, int]:
-        ours, theirs = socket.socketpair()
-        read_end, write_end = os.pipe()
-        try:
+    def _spawn() -> tuple[subprocess.Popen[bytes], int, socket.socket, int]:
+        """The process, its pidfd, our end of its socket and of its output.  Raises OSError and leaves nothing."""
+        with contextlib.ExitStack() as kept, contextlib.ExitStack() as given:
+            ours, theirs = socket.socketpair()
+            kept.enter_context(ours)
+            given.enter_context(theirs)
+            read_end, write_end = os.pipe()
+            kept.callback(os.close, read_end)
+            given.callback(os.close, write_end)
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, _ROOT, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -184,12 +198,9 @@ class SubprocessLauncher:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
-        except BaseException:
-            ours.close()
-            os.close(read_end)
-            raise
-        finally:
-            theirs.close()
-            os.close(write_end)
-        ours.setblocking(False)
-        return process, ours, read_end
+            kept.callback(process.wait)
+            kept.callback(process.kill)
+            pidfd = os.pidfd_open(process.pid)
+            ours.setblocking(False)
+            kept.pop_all()
+        return process, pidfd, ours, read_end

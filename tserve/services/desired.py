@@ -60,7 +60,6 @@ def version_of(ask: RegisterRequest, archive: Archive, settings: Settings, *, at
         raise InvalidModel("Runtime is not defined or invalid.", cause={"allowed": sorted(RUNTIMES)})
     key = Key(name, manifest.model_version)
     given = settings.model_settings.get((key.name, key.version), ModelSettings())
-    asked_delay = None if ask.max_batch_delay == UNSET_DELAY else ask.max_batch_delay
     fewest, most = _workers(ask, config, given, settings, at_startup=at_startup)
     return Version(
         key=key,
@@ -68,16 +67,18 @@ def version_of(ask: RegisterRequest, archive: Archive, settings: Settings, *, at
         digest=archive.digest,
         handler=ask.handler or manifest.handler or settings.default_service_handler or "",
         runtime=RUNTIMES[runtime],
-        batch_size=_first(ask.batch_size, config.batch_size or None, given.batch_size, 1),
-        max_batch_delay=_first(asked_delay, config.max_batch_delay_ms or None, given.max_batch_delay, 100),
+        batch_size=_first(_said(ask.batch_size), config.batch_size or None, given.batch_size, 1),
+        max_batch_delay=_first(
+            _said(ask.max_batch_delay, UNSET_DELAY), config.max_batch_delay_ms or None, given.max_batch_delay, 100
+        ),
         response_timeout=_first(
-            ask.response_timeout,
+            _said(ask.response_timeout),
             config.response_timeout_s if "response_timeout_s" in config.given else None,
             given.response_timeout,
             settings.default_response_timeout,
         ),
         startup_timeout=_first(
-            ask.startup_timeout,
+            _said(ask.startup_timeout),
             config.startup_timeout_s if "startup_timeout_s" in config.given else None,
             given.startup_timeout,
             settings.default_startup_timeout,
@@ -87,8 +88,11 @@ def version_of(ask: RegisterRequest, archive: Archive, settings: Settings, *, at
     )
 
 
-def _first(asked: int | None, *others: int | None) -> int:
-    choices = (asked if asked != UNSET else None, *others)
+def _said(asked: int | None, unset: int = UNSET) -> int | None:
+    return None if asked == unset else asked
+
+
+def _first(*choices: int | None) -> int:
     return next(value for value in choices if value is not None)
 
 

@@ -1,0 +1,294 @@
+"""Random rows of management calls, with restarts and kills between them, against a small model of the contract.
+
+TSERVE_PROPERTY_EXAMPLES sets the number of rows.  One server process serves them all; each row begins with an empty
+registry, and ends or kills the server now and then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, settings, stateful
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.e2e.archives import write
+from tests.e2e.expected import Change, Expected, Wish
+from tests.e2e.server import Answer, Server, eventually, path_of, running
+
+pytestmark = pytest.mark.e2e
+
+EXAMPLES = int(os.environ.get("TSERVE_PROPERTY_EXAMPLES", "12"))
+STEPS = 25
+CALLS_BETWEEN_RESTARTS = 6
+NAMES = st.sampled_from(["a", "B", "a b", "a+b", "naïve", "模型", "\U0001f600", "｡", "100%", "x?y=1&z;#"])
+VERSIONS = {"1.0": "one.mar", "2.0": "two.mar", "v 3+ü": "odd.mar"}
+MAYBE = st.sampled_from([True, False, False])
+FEW = st.sampled_from([0, 0, 0, 1])
+NO_WORKER = " has no worker to serve inference request"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("property")
+    (folder / "store").mkdir()
+    for version, file in VERSIONS.items():
+        write(folder / "store", file, version=version)
+    with running(Server(folder / "server", folder / "store")) as server:
+        yield server
+
+
+class Calls(RuleBasedStateMachine):
+    """`expected` is the model; `slots` how many workers each version has."""
+
+    server: Server
+    pages = Bundle("pages")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expected = Expected()
+        self.slots: dict[tuple[str, str], int] = {}
+        self.calls = 0
+
+    @initialize()
+    def start_empty(self) -> None:
+        if self.server.process is None:
+            self.server.start()  # the last row broke off while it was down
+        for name, versions in self.server.registry().items():
+            default = next(version for version, d in versions.items() if d["tserve"]["default"])
+            for version in [*(v for v in versions if v != default), default]:
+                assert self.server.unregister(name, version).status == 200
+
+    # -- changes
+
+    @rule(
+        name=NAMES,
+        version=st.sampled_from(sorted(VERSIONS)),
+        workers=FEW,
+        synchronous=st.sampled_from([True, False, None]),
+        other=MAYBE,
+        sizes=st.none() | st.tuples(st.integers(-3, 9), st.integers(-5, 300), st.integers(30, 90), st.integers(30, 90)),
+    )
+    def register(
+        self,
+        name: str,
+        version: str,
+        workers: int,
+        synchronous: bool | None,
+        other: bool,
+        sizes: tuple[int, int, int, int] | None,
+    ) -> None:
+        handler = "handler.py:other" if other else "handler.py"
+        query: dict[str, object] = {"initial_workers": workers, "synchronous": synchronous}
+        numbers = [1, 100, 120, 120]
+        if sizes is not None:
+            query |= zip(("batch_size", "max_batch_delay", "response_timeout", "startup_timeout"), sizes, strict=True)
+            numbers = [1 if sizes[0] == -1 else sizes[0], *sizes[1:]]
+        wish = Wish(VERSIONS[version], handler, *numbers, workers, workers)
+        answer = self.server.register(
+            wish.url, model_name=name, handler=None if handler == "handler.py" else handler, **query
+        )
+        if version in self.expected.versions.get(name, {}):
+            text = f"Model version {version} is already registered for model {name}"
+            self._check_error(answer, 409, "ConflictStatusException", text)
+            return
+        label = f'Model "{name}" Version: {version} registered with {workers} initial workers'
+        if workers == 0:
+            advice = ". Use scale workers API to add workers for the model."
+            assert (answer.status, answer.json) == (200, {"status": label + advice})
+        elif synchronous:
+            assert (answer.status, answer.json) == (200, {"status": label})
+        else:
+            assert (answer.status, answer.json) == (202, {"status": "Processing worker updates..."})
+        self.expected.apply(Change("add_version", name, version, wish=wish))
+        self.slots[name, version] = workers
+        self._check_workers(name, version, all_up=synchronous is True)
+
+    @rule(
+        name=NAMES,
+        version=st.none() | st.sampled_from(sorted(VERSIONS)),
+        fewest=FEW,
+        more=st.sampled_from([0, 0, 1, -1, None]),
+        synchronous=MAYBE,
+    )
+    def scale(self, name: str, version: str | None, fewest: int, more: int | None, synchronous: bool) -> None:
+        most = fewest if more is None else fewest + more
+        answer = self.server.scale(
+            name,
+            version,
+            min_worker=fewest,
+            max_worker=None if more is None else most,
+            synchronous=synchronous,
+        )
+        if most < fewest:
+            self._check_error(answer, 400, "BadRequestException", "max_worker cannot be less than min_worker.")
+            return
+        found = self._find(answer, name, version)
+        if found is None:
+            return
+        if synchronous:
+            text = f"Workers scaled to {fewest} for model: {name}" + (f", version: {version}" if version else "")
+            assert (answer.status, answer.json) == (200, {"status": text})
+        else:
+            assert (answer.status, answer.json) == (202, {"status": "Processing worker updates..."})
+        self.expected.apply(Change("replace_version", name, found, workers=(fewest, most)))
+        held = self.slots[name, found]
+        self.slots[name, found] = 0 if fewest == 0 else min(max(held, fewest), most)
+        self._check_workers(name, found, all_up=synchronous)
+
+    @rule(name=NAMES, version=st.sampled_from(sorted(VERSIONS)))
+    def set_default(self, name: str, version: str) -> None:
+        answer = self.server.set_default(name, version)
+        if name not in self.expected.versions:
+            self._check_error(answer, 404, "ModelNotFoundException", f"Model not found: {name}")
+        elif version not in self.expected.versions[name]:
+            text = f"Model version {version} does not exist for model {name}"
+            self._check_error(answer, 404, "ModelVersionNotFoundException", text)
+        else:
+            text = f'Default version successfully updated for model "{name}" to "{version}"'
+            assert (answer.status, answer.json) == (200, {"status": text})
+            self.expected.apply(Change("set_default", name, version))
+
+    @rule(name=NAMES, version=st.none() | st.sampled_from(sorted(VERSIONS)))
+    def unregister(self, name: str, version: str | None) -> None:
+        answer = self.server.unregister(name, version)
+        found = self._find(answer, name, version)
+        if found is None:
+            return
+        if not self.expected.may_remove(name, found):
+            text = f"Cannot remove default version for model {name}"
+            self._check_error(answer, 403, "InvalidModelVersionException", text)
+            return
+        assert (answer.status, answer.json) == (200, {"status": f'Model "{name}" unregistered'})
+        self.expected.apply(Change("remove_version", name, found))
+        del self.slots[name, found]
+
+    # -- looks
+
+    @rule(name=NAMES, version=st.none() | st.sampled_from([*sorted(VERSIONS), "all"]))
+    def describe(self, name: str, version: str | None) -> None:
+        answer = self.server.call("GET", path_of(name, version))
+        if version == "all" and name in self.expected.versions:
+            assert [d["modelVersion"] for d in answer.json] == list(self.expected.versions[name])
+        elif (found := self._find(answer, name, None if version == "all" else version)) is not None:
+            assert [(d["modelName"], d["modelVersion"]) for d in answer.json] == [(name, found)]
+
+    @rule(name=NAMES, version=st.none() | st.sampled_from(sorted(VERSIONS)))
+    def predict(self, name: str, version: str | None) -> None:
+        answer = self.server.predict(name, version)
+        found = self._find(answer, name, version)
+        if found is None:
+            return
+        if self.slots[name, found] == 0:
+            assert answer.status == 503
+            assert NO_WORKER in answer.text
+        else:
+            other = self.expected.versions[name][found].handler.endswith(":other")
+            expected = b"other" if other else f"echo {found} of 1".encode()
+            assert (answer.status, answer.body) == (200, expected)
+
+    @rule(limit=st.integers(1, 4))
+    def list_in_pages(self, limit: int) -> None:
+        listed: dict[str, str] = {}
+        token = None
+        while True:
+            page = self.server.page(limit=limit, next_page_token=token)
+            assert len(page["models"]) <= limit
+            shown = {model["modelName"]: model["modelUrl"] for model in page["models"]}
+            assert not shown.keys() & listed.keys()
+            listed |= shown
+            token = page.get("nextPageToken")
+            if token is None:
+                break
+            assert len(shown) == limit
+            assert re.fullmatch("[0-9]{10}", token)
+            assert 2**30 <= int(token) < 2**31
+        assert list(listed.items()) == list(self.expected.urls().items())
+
+    @rule(target=pages, limit=st.integers(1, 3))
+    def hold_a_page(self, limit: int) -> Any:
+        """The position behind a page, to go on from later."""
+        page = self.server.page(limit=limit)
+        names = self.expected.names()
+        assert [model["modelName"] for model in page["models"]] == names[:limit]
+        assert ("nextPageToken" in page) == (len(names) > limit)
+        if "nextPageToken" not in page:
+            return stateful.multiple()
+        return page["nextPageToken"], names[limit - 1]
+
+    @rule(page=pages)
+    def go_on(self, page: tuple[str, str]) -> None:
+        token, last = page
+        shown = [model["modelName"] for model in self.server.page(next_page_token=token)["models"]]
+        assert shown == [name for name in self.expected.names() if name.encode("utf-16-be") > last.encode("utf-16-be")]
+
+    # -- ends
+
+    @precondition(lambda self: self.calls >= CALLS_BETWEEN_RESTARTS)
+    @rule(how=st.sampled_from(["term", "kill"]))
+    def restart(self, how: str) -> None:
+        self.calls = 0
+        self.server.restart(how)
+        self.server.check_whole()
+        assert self.server.models() == self.expected.urls()
+        for name, versions in self.expected.versions.items():
+            for version, wish in versions.items():
+                self.slots[name, version] = wish.min_workers
+                self._check_workers(name, version, all_up=False)
+
+    @invariant()
+    def all_is_as_expected(self) -> None:
+        self.calls += 1
+        if self.server.process is not None:
+            assert Expected.described(self.server.registry()) == self.expected
+
+    # -- parts of checks
+
+    def _find(self, answer: Answer, name: str, version: str | None) -> str | None:
+        """The version that a call is about; None when the answer had to be, and was, a 404."""
+        versions = self.expected.versions.get(name)
+        if versions is None:
+            self._check_error(answer, 404, "ModelNotFoundException", f"Model not found: {name}")
+            return None
+        if version is not None and version not in versions:
+            text = f"Model version: {version} does not exist for model: {name}"
+            self._check_error(answer, 404, "ModelVersionNotFoundException", text)
+            return None
+        return version or self.expected.defaults[name]
+
+    def _check_workers(self, name: str, version: str, *, all_up: bool) -> None:
+        """As many as there are to be; `all_up`: now, else soon."""
+        wanted = self.slots[name, version]
+        (described,) = self.server.describe(name, version)
+        assert len(described["workers"]) == wanted
+        if all_up:
+            assert len(self.server.ready_workers(name, version)) == wanted
+        eventually(f"{wanted} workers", lambda: len(self.server.ready_workers(name, version)) == wanted)
+
+    @staticmethod
+    def _check_error(answer: Answer, status: int, kind: str, text: str) -> None:
+        error = answer.json
+        assert (answer.status, error["code"], error["type"], error["message"]) == (status, status, kind, text)
+
+
+def test_the_server_does_as_the_contract(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setattr(Calls, "server", server, raising=False)
+    bounds = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+    )
+    stateful.run_state_machine_as_test(Calls, settings=bounds)
+    assert server.stop() == 0
