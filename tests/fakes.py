@@ -125,6 +125,7 @@ class Script:
     load_garbage: bool = False  # answers the load with what is no frame
     batch_s: float = 0.0  # slow, or silent, on a batch
     dies_on_batch: int | None = None
+    deaf_on_batch: int | None = None  # hangs up, but does not end
     garbage_on_batch: int | None = None  # answers it with what is no frame
     dies_idle_s: float = math.inf  # dies when it has had no work for so long
     exit: int = 1  # the exit code of these deaths
@@ -236,6 +237,9 @@ class FakeWorker:
         await trio.sleep(self.script.batch_s)
         if len(self.batches) == self.script.dies_on_batch:
             return self.script.exit
+        if len(self.batches) == self.script.deaf_on_batch:
+            self.hang_up()
+            await trio.sleep_forever()
         if len(self.batches) == self.script.garbage_on_batch:
             self._say(WireError("not a frame"))
             return None
@@ -255,28 +259,28 @@ def _first_input(request: JobRequest) -> bytes:
 class FakeLauncher:
     """A `Launcher` of fake workers (tests/process/launcher_contract.py).
 
-    Each launch takes the next of `scripts`, the last one again and again.  A script in `handlers` counts for the
-    handler of that name instead.  `workers`: all that were ever started, oldest first; `asked`: how often one was
+    Each launch takes the next of `scripts`, the last one again and again.  A script in `named` counts for the handler,
+    or the label, of that name instead.  `workers`: all that were ever started, oldest first; `asked`: how often one was
     asked for.
     """
 
-    def __init__(self, *scripts: Script, handlers: Mapping[str, Script] | None = None) -> None:
+    def __init__(self, *scripts: Script, named: Mapping[str, Script] | None = None) -> None:
         self.workers: list[FakeWorker] = []
         self.asked = 0
         self._scripts = deque(scripts or [Script()])
-        self._handlers = dict(handlers or {})
+        self._named = dict(named or {})
 
     @property
     def alive(self) -> list[FakeWorker]:
         return [worker for worker in self.workers if not worker.exited.is_set()]
 
     def play(self, *scripts: Script) -> None:
-        """What the launches from now on take, whatever the handler."""
-        self._scripts, self._handlers = deque(scripts), {}
+        """What the launches from now on take, whatever their names."""
+        self._scripts, self._named = deque(scripts), {}
 
     @contextlib.asynccontextmanager
     async def launch(self, spec: WorkerSpec, *, label: str) -> AsyncIterator[FakeWorker]:
-        script = self._script(spec)
+        script = self._script(spec.handler, label)
         self.asked += 1
         if script.start_error is not None:
             raise OSError(script.start_error)
@@ -295,9 +299,10 @@ class FakeLauncher:
                     worker.kill()
                     await worker.exited.wait()
 
-    def _script(self, spec: WorkerSpec) -> Script:
-        if spec.handler in self._handlers:
-            return self._handlers[spec.handler]
+    def _script(self, *names: str) -> Script:
+        for name in names:
+            if name in self._named:
+                return self._named[name]
         return self._scripts.popleft() if len(self._scripts) > 1 else self._scripts[0]
 
 

@@ -19,7 +19,7 @@ import pytest
 from tests.e2e.archives import SLOW_LOAD, contents, write
 from tests.e2e.expected import Change, Expected
 from tests.e2e.server import Server, eventually, processes_of
-from tests.e2e.writers import Journal, Writer
+from tests.e2e.writers import SLOW, Journal, Writer
 
 pytestmark = pytest.mark.e2e
 
@@ -29,14 +29,14 @@ WRITERS = 4
 CHANGES = 20  # acknowledged in a round before the kill, at least
 MOMENT_S = 2.0  # the longest that a round waits for its kind of moment
 GONE_S = 5.0
-ARCHIVES = {"1.0": "one.mar", "2.0": "two.mar", "3 ü+": "odd.mar", "big": "big.mar", "slow": "slow.mar"}
+ARCHIVES = {"1.0": "one.mar", "2.0": "two.mar", "3 ü+": "odd.mar", "big": "big.mar", SLOW: "slow.mar"}
 
 
 @pytest.fixture
 def archives(store: Path) -> dict[str, str]:
     for version, file in ARCHIVES.items():
         padding_mb = 6 if version == "big" else 0.25 if version == "2.0" else 0
-        handler = {"handler": SLOW_LOAD.format(seconds=0.5)} if version == "slow" else {}
+        handler = {"handler": SLOW_LOAD.format(seconds=0.5)} if version == SLOW else {}
         write(store, file, version=version, padding_mb=padding_mb, **handler)
     return ARCHIVES
 
@@ -86,7 +86,7 @@ class Rounds:
         moments: dict[str, Callable[[], object]] = {
             "any": lambda: True,
             "unpacking": self.server.incoming,
-            "loading": lambda: any(writer.waits_for == "slow" for writer in writers),
+            "loading": lambda: any(writer.waits_for == SLOW for writer in writers),
         }
         kind = rng.choice(list(moments))
         deadline = time.monotonic() + MOMENT_S
@@ -162,14 +162,11 @@ class Rounds:
         """They come back in the numbers wanted, and answer."""
         for name, versions in self.state.versions.items():
             for version, wish in versions.items():
-                ready = eventually(
+                eventually(
                     f"{wish.min_workers} workers of {name} {version}",
-                    lambda: (
-                        (pids := self.server.ready_workers(name, version), len(pids) == wish.min_workers)[-1]  # noqa: B023
-                        and [pids]  # noqa: B023
-                    ),
+                    lambda: len(self.server.ready_workers(name, version)) == wish.min_workers,  # noqa: B023
                 )
-                self.seen["workers back"] += len(ready[0])
+                self.seen["workers back"] += wish.min_workers
                 if wish.min_workers:
                     assert self.server.predict(name, version).status == 200
 
@@ -179,7 +176,7 @@ def test_nothing_acknowledged_is_lost(make_server: Any, archives: dict[str, str]
     rounds = Rounds(server, archives, tmp_path)
     server.start()
     for number in range(ROUNDS):
-        print(f"round {number}: TSERVE_KILL_SEED={SEED}", flush=True)
+        print(f"round {number} of TSERVE_KILL_SEED={SEED}", flush=True)
         rounds.round(f"{SEED}-{number}")
     mark = server.mark
     assert server.stop() == 0

@@ -1,7 +1,7 @@
 """Random rows of management calls, with restarts and kills between them, against a small model of the contract.
 
-TSERVE_PROPERTY_EXAMPLES sets the number of rows.  One server process serves them all; each row begins with an empty
-registry, and ends or kills the server now and then.
+TSERVE_PROPERTY_EXAMPLES sets the number of rows.  One server process serves them all; each row begins with a registry
+of its own, and ends or kills the server now and then.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from tests.e2e.server import Answer, Server, eventually, path_of, running
 
 pytestmark = pytest.mark.e2e
 
-EXAMPLES = int(os.environ.get("TSERVE_PROPERTY_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("TSERVE_PROPERTY_EXAMPLES", "25"))
 STEPS = 25
 CALLS_BETWEEN_RESTARTS = 6
-NAMES = st.sampled_from(["a", "B", "a b", "a+b", "naïve", "模型", "\U0001f600", "｡", "100%", "x?y=1&z;#"])
+# The emoji, a surrogate pair, stands before the half-width mark in the order of UTF-16, behind it in that of UTF-8.
+NAMES = st.sampled_from(["a", "B b", "a+b%", "x?y=1&z;#", "模型", "\U0001f600", "｡"])
 VERSIONS = {"1.0": "one.mar", "2.0": "two.mar", "v 3+ü": "odd.mar"}
 MAYBE = st.sampled_from([True, False, False])
 FEW = st.sampled_from([0, 0, 0, 1])
@@ -56,14 +57,16 @@ class Calls(RuleBasedStateMachine):
         self.slots: dict[tuple[str, str], int] = {}
         self.calls = 0
 
-    @initialize()
-    def start_empty(self) -> None:
+    @initialize(names=st.lists(NAMES, max_size=4, unique=True))
+    def start_with(self, names: list[str]) -> None:
         if self.server.process is None:
             self.server.start()  # the last row broke off while it was down
         for name, versions in self.server.registry().items():
             default = next(version for version, d in versions.items() if d["tserve"]["default"])
             for version in [*(v for v in versions if v != default), default]:
                 assert self.server.unregister(name, version).status == 200
+        for name in names:
+            self.register(name, "1.0", 0, None, False, None)
 
     # -- changes
 
@@ -234,8 +237,11 @@ class Calls(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["term", "kill"]))
     def restart(self, how: str) -> None:
         self.calls = 0
+        held = self.hold_a_page(1)
         self.server.restart(how)
         self.server.check_whole()
+        if isinstance(held, tuple):
+            self.go_on(held)
         assert self.server.models() == self.expected.urls()
         for name, versions in self.expected.versions.items():
             for version, wish in versions.items():

@@ -15,6 +15,7 @@ from typing import Any
 from tests.e2e.expected import Change, Expected, Wish
 from tests.e2e.server import Server, exchange, path_of, target
 
+SLOW = "slow"  # the version whose worker takes its time: wanted in synchronous calls, with room of its own
 MOST_WORKERS = 2  # that a writer wants at a time, over all of its models
 
 
@@ -123,7 +124,7 @@ class Writer(threading.Thread):
 
     def _add(self, name: str, version: str) -> tuple[Change, str, str, dict[str, object], tuple[int, ...]]:
         rng = self._rng
-        workers = rng.choice([0, 1]) if self._wanted() < MOST_WORKERS else 0
+        workers = self._workers_for(version)
         numbers = [rng.randint(1, 9), rng.randint(0, 50), rng.randint(20, 99), rng.randint(20, 99)]
         wish = Wish(self._archives[version], "handler.py", *numbers, workers, workers)
         query: dict[str, object] = {
@@ -135,19 +136,24 @@ class Writer(threading.Thread):
             "response_timeout": wish.response_timeout,
             "startup_timeout": wish.startup_timeout,
             "initial_workers": workers,
-            "synchronous": (synchronous := rng.random() < 0.7),
+            "synchronous": (synchronous := version == SLOW or rng.random() < 0.7),
         }
         status = 202 if workers and not synchronous else 200
         return Change("add_version", name, version, wish=wish), "POST", "/models", query, (status,)
 
     def _scale(self, name: str, version: str) -> tuple[Change, str, str, dict[str, object], tuple[int, ...]]:
         rng = self._rng
-        fewest = rng.choice([0, 1]) if self._wanted() < MOST_WORKERS else 0
+        fewest = self._workers_for(version)
         most = fewest + rng.choice([0, 0, 1])
-        synchronous = rng.random() < 0.4
+        synchronous = version == SLOW or rng.random() < 0.4
         query: dict[str, object] = {"min_worker": fewest, "max_worker": most, "synchronous": synchronous}
         change = Change("replace_version", name, version, workers=(fewest, most))
         return change, "PUT", path_of(name, version), query, (200,) if synchronous else (202,)
+
+    def _workers_for(self, version: str) -> int:
+        if version == SLOW:
+            return int(self._wanted() <= MOST_WORKERS)
+        return self._rng.choice([0, 1]) if self._wanted() < MOST_WORKERS else 0
 
     def _wanted(self) -> int:
         return sum(wish.min_workers for versions in self._state.versions.values() for wish in versions.values())

@@ -1,6 +1,6 @@
 """The listening socket's promises to good, slow, rude and departing clients, over real sockets.
 
-Time is Trio's mock clock where a test waits for a timeout; the sockets are real all the same.
+Time is Trio's mock clock, so that waiting for a timeout, or for ever, takes no time; the sockets are real.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from quart_trio import QuartTrio
 from trio.testing import MockClock
 
 from tserve.errors import PortTaken
-from tserve.http.connection import HEAD_S, KEEP_ALIVE_S, LINGER_S, STALL_S
-from tserve.http.listener import bind, invalid_message_response, serve
+from tserve.http.connection import GOODBYE_S, HEAD_S, KEEP_ALIVE_S, LINGER_S, STALL_S
+from tserve.http.listener import Listener, bind, invalid_message_response, serve
 
 DRAIN_S, HARD_S = 3.0, 2.0
 NET_S = 0.005  # what the mock clock may jump over while the kernel carries bytes
@@ -68,6 +68,10 @@ class Bare:
 
     async def refuse(self, receive, send):
         await answer(send, 413, b"too large", (b"connection", b"close"))
+
+    async def refuse_late(self, receive, send):
+        await self.proceed.wait()
+        await self.refuse(receive, send)
 
     async def wait(self, receive, send):
         self.started.set()
@@ -155,6 +159,35 @@ class Reader:
         return bytes(data)
 
 
+class Http2:
+    """A client that speaks HTTP/2 from the start."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._connection = h2.connection.H2Connection()
+        self._connection.initiate_connection()
+
+    async def send(self, *headers: tuple[str, str]) -> None:
+        """Send the preface and, if there are headers, a request with them."""
+        if headers:
+            self._connection.send_headers(1, [*headers, (":authority", "x")], end_stream=True)
+        await self._stream.send_all(self._connection.data_to_send())
+
+    async def get(self, path: str) -> None:
+        await self.send((":method", "GET"), (":path", path), (":scheme", "http"))
+
+    async def body(self) -> bytes:
+        """The whole body of the answer; fails if its stream does not end."""
+        body = b""
+        while data := await self._stream.receive_some():
+            for event in self._connection.receive_data(data):
+                if isinstance(event, h2.events.DataReceived):
+                    body += event.data
+                elif isinstance(event, h2.events.StreamEnded):
+                    return body
+        raise AssertionError("the server hung up")
+
+
 @asynccontextmanager
 async def serving(app: object, drain_s: float = DRAIN_S, hard_s: float = HARD_S) -> AsyncIterator[Server]:
     sock = bind("127.0.0.1", 0)
@@ -188,13 +221,13 @@ def clock(autojump_clock: MockClock) -> MockClock:
 # --- good clients
 
 
-async def test_an_answer_carries_only_what_the_application_said(app: Bare) -> None:
+async def test_an_answer_carries_only_what_the_application_said(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server:
         status, headers, body = await server.ask(get("/ok"))
     assert (status, headers, body) == (b"HTTP/1.1 200 OK", [(b"content-length", b"2")], b"ok")
 
 
-async def test_a_connection_serves_many_requests(app: Bare) -> None:
+async def test_a_connection_serves_many_requests(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server, await server.connect() as stream:
         reader = Reader(stream)
         for length in range(1200):  # Hypercorn would close after 1000
@@ -202,14 +235,14 @@ async def test_a_connection_serves_many_requests(app: Bare) -> None:
             assert (await reader.answer())[2] == str(length % 50).encode()
 
 
-async def test_pipelined_requests_are_answered_in_order(app: Bare) -> None:
+async def test_pipelined_requests_are_answered_in_order(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server, await server.connect() as stream:
         reader = Reader(stream)
         await stream.send_all(b"".join(post("/read", bytes(n)) for n in range(100)) + get("/ok"))
         assert [(await reader.answer())[2] for _ in range(101)] == [*(b"%d" % n for n in range(100)), b"ok"]
 
 
-async def test_a_large_body_is_read(app: Bare) -> None:
+async def test_a_large_body_is_read(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server:
         assert (await server.ask(post("/read", bytes(2**20))))[2] == b"1048576"
         chunked = get("/read", "Transfer-Encoding: chunked").replace(b"GET", b"POST")
@@ -217,7 +250,7 @@ async def test_a_large_body_is_read(app: Bare) -> None:
         assert (await server.ask(chunked))[2] == b"1048576"
 
 
-async def test_expect_is_answered(app: Bare) -> None:
+async def test_expect_is_answered(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server, await server.connect() as stream:
         await stream.send_all(post("/read", b"", "Content-Length: 5", "Expect: 100-continue").replace(b"h: 0", b"h: 5"))
         assert await stream.receive_some() == b"HTTP/1.1 100 \r\n\r\n"
@@ -225,7 +258,7 @@ async def test_expect_is_answered(app: Bare) -> None:
         assert (await Reader(stream).answer())[2] == b"5"
 
 
-async def test_a_request_without_host_is_served(app: Bare) -> None:
+async def test_a_request_without_host_is_served(app: Bare, clock: MockClock) -> None:
     """Recorded: routes.management-no-host."""
     async with serving(app) as server, await server.connect() as stream:
         reader = Reader(stream)
@@ -236,7 +269,7 @@ async def test_a_request_without_host_is_served(app: Bare) -> None:
     assert [dict(scope["headers"])[b"Host"] for scope in app.scopes] == [b"", b"x", b""]
 
 
-async def test_a_websocket_upgrade_is_served_as_the_request_it_also_is(app: Bare) -> None:
+async def test_a_websocket_upgrade_is_served_as_the_request_it_also_is(app: Bare, clock: MockClock) -> None:
     upgrade = get(
         "/ok",
         "Connection: Upgrade",
@@ -255,12 +288,14 @@ async def test_a_websocket_upgrade_is_served_as_the_request_it_also_is(app: Bare
     ]
 
 
-async def test_http2_is_served(app: Bare) -> None:
-    async with serving(app) as server:
-        assert await ask_by_http2(server, "/ok") == b"ok"
+async def test_http2_is_served(app: Bare, clock: MockClock) -> None:
+    async with serving(app) as server, await server.connect() as stream:
+        client = Http2(stream)
+        await client.get("/ok")
+        assert await client.body() == b"ok"
 
 
-async def test_the_lifespan_surrounds_the_connections(app: Bare) -> None:
+async def test_the_lifespan_surrounds_the_connections(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server:
         assert app.lifespan == ["startup"]
     await server.ended.wait()
@@ -272,10 +307,33 @@ async def no_lifespan(scope, receive, send):
         await answer(send, 200, b"ok")
 
 
-async def test_an_application_may_do_without_a_lifespan() -> None:
-    async with serving(no_lifespan) as server:
+async def refuses_lifespan(scope, receive, send):
+    assert scope["type"] == "http"
+    await answer(send, 200, b"ok")
+
+
+@pytest.mark.parametrize("app", [no_lifespan, refuses_lifespan])
+async def test_an_application_may_do_without_a_lifespan(
+    app: object, caplog: pytest.LogCaptureFixture, clock: MockClock
+) -> None:
+    async with serving(app) as server:
         assert (await server.ask(get("/ok")))[2] == b"ok"
     await server.ended.wait()
+    assert {record.name for record in caplog.records} <= {"tserve.http"}
+
+
+async def never_down(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await send({"type": "lifespan.startup.complete"})
+    await trio.sleep_forever()
+
+
+async def test_the_end_of_the_lifespan_is_bounded_too(clock: MockClock) -> None:
+    async with serving(never_down, drain_s=100) as server:
+        start = trio.current_time()
+        server.shutdown.set()
+        await server.ended.wait()
+        assert trio.current_time() - start == pytest.approx(100 + HARD_S, abs=1)
 
 
 # --- what is not HTTP
@@ -293,7 +351,7 @@ NOT_HTTP = {
 
 
 @pytest.mark.parametrize("data", NOT_HTTP.values(), ids=NOT_HTTP)
-async def test_what_is_not_http_gets_the_error_object(app: Bare, data: bytes) -> None:
+async def test_what_is_not_http_gets_the_error_object(app: Bare, data: bytes, clock: MockClock) -> None:
     """Recorded: routes.management-invalid-http, routes.management-bad-content-length."""
     async with serving(app) as server, await server.connect() as stream:
         await stream.send_all(data)
@@ -312,7 +370,7 @@ async def test_what_is_not_http_gets_the_error_object(app: Bare, data: bytes) ->
     ]
 
 
-async def test_half_a_request_and_a_half_closed_connection_get_the_error_object(app: Bare) -> None:
+async def test_half_a_request_and_a_half_closed_connection_get_the_error_object(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server, await server.connect() as stream:
         await stream.send_all(b"GET /ok HT")
         await stream.send_eof()
@@ -329,7 +387,7 @@ def test_the_invalid_message_answer_is_for_the_application_too() -> None:
 
 
 @pytest.mark.parametrize("end", [b"", b"0\r\n\r\n"], ids=["declared", "chunked"])
-async def test_a_refusal_is_readable_though_the_body_is_not_read(app: Bare, end: bytes) -> None:
+async def test_a_refusal_is_readable_though_the_body_is_not_read(app: Bare, end: bytes, clock: MockClock) -> None:
     """Closing on unread bytes would reset the connection and the client lose the answer."""
     size = 2**20 * 8
     head = get("/refuse", "Transfer-Encoding: chunked" if end else f"Content-Length: {size}")
@@ -337,6 +395,15 @@ async def test_a_refusal_is_readable_though_the_body_is_not_read(app: Bare, end:
     async with serving(app) as server:
         status, _, text = await server.ask(head + body + end)
     assert (status, text) == (b"HTTP/1.1 413 Request Entity Too Large", b"too large")
+
+
+async def test_a_refusal_is_readable_though_nobody_read_the_body_for_long(app: Bare, clock: MockClock) -> None:
+    """By then every buffer on the way to the application is full."""
+    async with serving(app) as server, await server.connect() as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, post("/refuse_late", bytes(2**20 * 16)))
+        await trio.sleep(1)
+        app.proceed.set()
+        assert (await Reader(stream).answer())[2] == b"too large"
 
 
 async def test_lingering_ends(app: Bare, clock: MockClock) -> None:
@@ -351,7 +418,9 @@ async def test_lingering_ends(app: Bare, clock: MockClock) -> None:
         assert trio.current_time() - start == pytest.approx(LINGER_S, abs=1)
 
 
-async def test_an_error_of_the_application_is_logged_and_answered(app: Bare, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_of_the_application_is_logged_and_answered(
+    app: Bare, caplog: pytest.LogCaptureFixture, clock: MockClock
+) -> None:
     async with serving(app) as server:
         assert (await server.ask(get("/broken")))[0] == b"HTTP/1.1 500 Internal Server Error"
         assert (await server.ask(get("/ok")))[2] == b"ok"
@@ -359,18 +428,14 @@ async def test_an_error_of_the_application_is_logged_and_answered(app: Bare, cap
 
 
 async def test_an_error_in_the_protocol_closes_that_connection_only(
-    app: Bare, caplog: pytest.LogCaptureFixture
+    app: Bare, caplog: pytest.LogCaptureFixture, clock: MockClock
 ) -> None:
     """Hypercorn has no path for a CONNECT without one."""
-    connect = h2.connection.H2Connection()
-    connect.initiate_connection()
-    connect.send_headers(1, [(":method", "CONNECT"), (":authority", "x")])
     async with serving(app) as server, await server.connect() as good, await server.connect() as bad:
         await good.send_all(get("/wait"))
         await app.started.wait()
-        await bad.send_all(connect.data_to_send())
-        while await bad.receive_some():
-            pass
+        await Http2(bad).send((":method", "CONNECT"))
+        await everything(bad)
         app.proceed.set()
         assert (await Reader(good).answer())[2] == b"waited"
     assert [(record.name, record.levelno) for record in caplog.records] == [("tserve.http", logging.WARNING)]
@@ -380,6 +445,14 @@ async def test_a_silent_connection_is_closed(app: Bare, clock: MockClock) -> Non
     async with serving(app) as server, await server.connect() as stream:
         start = trio.current_time()
         await Reader(stream).end()
+        assert trio.current_time() - start == pytest.approx(KEEP_ALIVE_S, abs=1)
+
+
+async def test_an_http2_connection_without_a_request_is_closed(app: Bare, clock: MockClock) -> None:
+    async with serving(app) as server, await server.connect() as stream:
+        await Http2(stream).send()
+        start = trio.current_time()
+        await everything(stream)
         assert trio.current_time() - start == pytest.approx(KEEP_ALIVE_S, abs=1)
 
 
@@ -454,7 +527,7 @@ async def half_close(stream: trio.SocketStream) -> None:
 @pytest.mark.parametrize("leave", [trio.SocketStream.aclose, half_close], ids=["close", "half close"])
 @pytest.mark.parametrize("behind", [b"", get("/ok")], ids=["alone", "pipelined"])
 async def test_a_client_that_leaves_cancels_its_request(
-    app: Bare, behind: bytes, leave: Callable[[trio.SocketStream], Awaitable[None]]
+    app: Bare, behind: bytes, leave: Callable[[trio.SocketStream], Awaitable[None]], clock: MockClock
 ) -> None:
     async with serving(app) as server, await server.connect() as stream:
         await stream.send_all(get("/wait") + behind)
@@ -464,7 +537,7 @@ async def test_a_client_that_leaves_cancels_its_request(
         assert not server.shutdown.is_set()
 
 
-async def test_a_client_that_leaves_cancels_a_quart_handler() -> None:
+async def test_a_client_that_leaves_cancels_a_quart_handler(clock: MockClock) -> None:
     app, started, cancelled = QuartTrio(__name__), trio.Event(), trio.Event()
 
     @app.post("/wait")
@@ -484,7 +557,7 @@ async def test_a_client_that_leaves_cancels_a_quart_handler() -> None:
         assert not server.shutdown.is_set()
 
 
-async def test_quart_reads_and_refuses_bodies() -> None:
+async def test_quart_reads_and_refuses_bodies(clock: MockClock) -> None:
     app = QuartTrio(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 2**20
 
@@ -536,7 +609,7 @@ async def test_shutdown_closes_idle_connections_at_once(app: Bare, clock: MockCl
         assert trio.current_time() - start < 1
 
 
-async def test_shutdown_refuses_new_connections_and_lets_requests_finish(app: Bare) -> None:
+async def test_shutdown_refuses_new_connections_and_lets_requests_finish(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server, await server.connect() as stream:
         await stream.send_all(get("/wait"))
         await app.started.wait()
@@ -545,9 +618,12 @@ async def test_shutdown_refuses_new_connections_and_lets_requests_finish(app: Ba
             while True:
                 await (await server.connect()).aclose()
         app.proceed.set()
+        start = trio.current_time()
         reader = Reader(stream)
         assert (await reader.answer())[2] == b"waited"
         await reader.end()
+        await server.ended.wait()
+        assert trio.current_time() - start < 0.5
     assert not app.cancelled.is_set()
 
 
@@ -564,7 +640,7 @@ async def test_shutdown_cancels_requests_when_the_drain_is_over(app: Bare, clock
 
 
 @pytest.mark.parametrize("path", ["/many", "/endless", "/stubborn"])
-async def test_shutdown_ends_though_a_client_does_not_read(app: Bare, clock: MockClock, path: str) -> None:
+async def test_shutdown_ends_though_a_client_does_not_read(app: Bare, path: str, clock: MockClock) -> None:
     """The answer's send is shielded; only closing its socket ends it."""
     async with serving(app) as server, await server.connect() as stream:
         await stream.send_all(get(path))
@@ -593,18 +669,44 @@ async def test_shutdown_ends_though_a_client_dribbles(app: Bare, clock: MockCloc
         nursery.cancel_scope.cancel()
 
 
-async def test_shutdown_lets_http2_finish(app: Bare) -> None:
-    async with serving(app) as server, trio.open_nursery() as nursery:
-        got = []
-
-        async def ask() -> None:
-            got.append(await ask_by_http2(server, "/wait"))
-
-        nursery.start_soon(ask)
+@pytest.mark.parametrize("pause_s", [0, 1])
+async def test_shutdown_lets_http2_finish(app: Bare, pause_s: float, clock: MockClock) -> None:
+    """The whole answer and the end of its stream; the client has a second to leave then."""
+    async with serving(app) as server, await server.connect() as stream:
+        client = Http2(stream)
+        await client.get("/wait")
         await app.started.wait()
         server.shutdown.set()
+        await trio.sleep(pause_s)
+        start = trio.current_time()
         app.proceed.set()
-    assert got == [b"waited"]
+        assert await client.body() == b"waited"
+        await server.ended.wait()
+        assert trio.current_time() - start == pytest.approx(GOODBYE_S, abs=0.5)
+
+
+async def test_shutdown_gives_an_idle_http2_connection_a_moment(app: Bare, clock: MockClock) -> None:
+    async with serving(app) as server, await server.connect() as stream:
+        client = Http2(stream)
+        await client.get("/ok")
+        assert await client.body() == b"ok"
+        await trio.sleep(1)
+        start = trio.current_time()
+        server.shutdown.set()
+        await server.ended.wait()
+        assert trio.current_time() - start == pytest.approx(GOODBYE_S, abs=0.5)
+
+
+async def test_a_connection_handed_over_at_shutdown_is_closed(app: Bare, clock: MockClock) -> None:
+    listener, shutdown, other = Listener(app), trio.Event(), bind("127.0.0.1", 0)
+    shutdown.set()
+    await listener.run(bind("127.0.0.1", 0), shutdown=shutdown, drain_s=DRAIN_S, hard_s=HARD_S)
+    with other:
+        async with await trio.open_tcp_stream(*other.getsockname()) as stream:
+            start = trio.current_time()
+            await listener.serve_connection(trio.SocketStream(trio.socket.from_stdlib_socket(other.accept()[0])))
+            assert await stream.receive_some() == b""
+            assert trio.current_time() - start < 1
 
 
 async def test_cancelling_serve_ends_it_though_a_client_does_not_read(app: Bare, clock: MockClock) -> None:
@@ -617,24 +719,6 @@ async def test_cancelling_serve_ends_it_though_a_client_does_not_read(app: Bare,
             start = trio.current_time()
             nursery.cancel_scope.cancel()
         assert trio.current_time() - start == pytest.approx(HARD_S, abs=1)
-
-
-async def ask_by_http2(server: Server, path: str) -> bytes:
-    """The whole body of an HTTP/2 answer; fails if its stream does not end."""
-    connection, body = h2.connection.H2Connection(), b""
-    connection.initiate_connection()
-    headers = [(":method", "GET"), (":path", path), (":scheme", "http"), (":authority", "x")]
-    connection.send_headers(1, headers, end_stream=True)
-    async with await server.connect() as stream:
-        while True:
-            await stream.send_all(connection.data_to_send() or b"")
-            data = await stream.receive_some()
-            assert data, "the server hung up"
-            for event in connection.receive_data(data):
-                if isinstance(event, h2.events.DataReceived):
-                    body += event.data
-                elif isinstance(event, h2.events.StreamEnded):
-                    return body
 
 
 # --- bind

@@ -37,7 +37,7 @@ class TestSubprocessLauncher(LauncherContract):
 class TestFakeLauncher(LauncherContract):
     @pytest.fixture
     def launcher(self) -> Launcher:
-        return FakeLauncher(handlers=PLAYED)
+        return FakeLauncher(named=PLAYED)
 
     @pytest.fixture
     def no_process(self, launcher: FakeLauncher) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes import FakeLauncher, MemoryStore, Script
 from tserve.archive.keep import Keep
@@ -28,6 +30,7 @@ from tserve.services.pages import Pages
 from tserve.services.ports import Store
 from tserve.settings import Settings
 
+PATIENCE_S = 20.0
 LOAD_S = 5.0
 BATCH_S = 5.0
 CANNOT_LOAD: Mapping[str, object] = {"ok": False, "reason": "load_error", "detail": "no weights", "code": 500}
@@ -183,7 +186,7 @@ async def running(
     made = Services(
         Settings(model_store=model_store, state_dir=state_dir, **settings),
         store,
-        launcher or FakeLauncher(handlers=HANDLERS),
+        launcher or FakeLauncher(named=HANDLERS),
         registry,
         keep,
     )
@@ -198,7 +201,14 @@ async def running(
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Wait for a condition that tasks of this run bring about."""
-    with trio.fail_after(60):
-        while not holds():
-            await trio.lowlevel.checkpoint()
+    """Wait for a condition that other tasks bring about; in real time, the test's clock may stand still."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, "the condition does not come true"
+        await trio.lowlevel.checkpoint()
+
+
+async def jump(clock: MockClock, seconds: float) -> None:
+    """Let time pass, once everyone waits for it."""
+    await wait_all_tasks_blocked()
+    clock.jump(seconds)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes import FakeLauncher, Script
-from tests.services.stack import HANDLERS, LOAD_S, Services, running, until
+from tests.services.stack import HANDLERS, LOAD_S, Services, jump, running, until
 from tserve.domain.versions import Key
 from tserve.errors import (
     BadRequest,
@@ -58,7 +58,7 @@ async def test_asynchronous_is_the_default(services: Services, mock_clock: MockC
     services.mar(handler="slow_load")
     assert await services.register(initial_workers=2) == ACCEPTED
     assert services.statuses() == ["UNLOADING", "UNLOADING"]
-    mock_clock.jump(LOAD_S)
+    await jump(mock_clock, LOAD_S)
     await until(lambda: services.statuses() == ["READY", "READY"])
 
 
@@ -74,7 +74,7 @@ async def test_synchronous_waits_for_all_workers(services: Services, mock_clock:
         await until(lambda: services.launcher.asked == 2)
         assert services.described()["minWorkers"] == 2, "others see it while it loads"
         assert answers == []
-        mock_clock.jump(LOAD_S)
+        await jump(mock_clock, LOAD_S)
     assert answers == [registered(2)]
     assert services.statuses() == ["READY", "READY"]
 
@@ -236,7 +236,7 @@ async def test_roll_back_after_startup_timeout(services: Services, mock_clock: M
 
         nursery.start_soon(register)
         await until(lambda: services.launcher.asked == 1)
-        mock_clock.jump(2)
+        await jump(mock_clock, 2)
     assert services.keys() == []
     await services.same_in_store()
 
@@ -285,7 +285,7 @@ async def while_it_loads(services: Services, *, then: Callable[[], Any], clock: 
         nursery.start_soon(register)
         await until(lambda: services.launcher.asked == 1)
         await then()
-        clock.jump(LOAD_S)
+        await jump(clock, LOAD_S)
     (failure,) = failures
     return failure
 
@@ -350,7 +350,8 @@ async def test_unregistered_by_another_before_the_roll_back(services: Services) 
         services.store.shut()
         nursery.start_soon(services.unregister)  # holds the lock that the roll-back wants
         await services.store.reached.wait()
-        await until(lambda: services.launcher.asked and not services.launcher.alive)
+        await until(lambda: "lastFailure" in services.described()["workers"][0]["tserve"])
+        await wait_all_tasks_blocked()
         services.store.open()
     assert failures[0].message == "Failed to start workers for model noop version: 1.0"
     await services.same_in_store()
@@ -364,6 +365,9 @@ async def test_the_roll_back_spares_who_took_the_place(services: Services) -> No
     async def register() -> None:
         failures.append(await failed_register(services))
 
+    async def again() -> None:
+        assert await services.register(initial_workers=1) == ACCEPTED
+
     async with trio.open_nursery() as nursery:
         services.store.shut()
         nursery.start_soon(register)
@@ -373,9 +377,9 @@ async def test_the_roll_back_spares_who_took_the_place(services: Services) -> No
         services.store.shut()
         nursery.start_soon(services.unregister)
         await services.store.reached.wait()
-        services.mar("same.mar", handler="broken")  # of the same content, so that the versions are equal
-        nursery.start_soon(lambda: services.register("noop.mar", initial_workers=1))
-        await until(lambda: services.launcher.asked and not services.launcher.alive)
+        nursery.start_soon(again)
+        await until(lambda: "lastFailure" in services.described()["workers"][0]["tserve"])
+        await wait_all_tasks_blocked()
         services.store.open()
     assert services.keys() == ["noop:1.0"]
     await services.same_in_store()
@@ -446,7 +450,7 @@ async def test_a_client_that_leaves_while_workers_load(
             await until(lambda: services.launcher.asked == 1)
             client.cancel()
     assert services.keys() == ["noop:1.0"]
-    mock_clock.jump(LOAD_S)
+    await jump(mock_clock, LOAD_S)
     await until(lambda: services.keys() == left and (services.launcher.alive == [] or services.statuses() == ["READY"]))
     await until(lambda: len(services.kept()) == len(left) and services.in_progress() == [])
     await services.same_in_store()

@@ -101,9 +101,11 @@ def _failure_of(error: Exception) -> BatchFailed:
     detail = "".join(traceback.format_exception(error))[-_DETAIL_LIMIT:]
     prediction_error = getattr(sys.modules.get("ts.utils.util"), "PredictionException", None)
     if prediction_error is not None and isinstance(error, prediction_error):
+        code = error.error_code
+        if not isinstance(code, int) or not 200 <= code <= 999:
+            code = 500  # no status at all
         # 413 is what the front end says of a request; a handler's own becomes 507, as recorded.
-        code = 507 if error.error_code == 413 else int(error.error_code)
-        return BatchFailed(code, str(error.message), detail)
+        return BatchFailed(507 if code == 413 else code, str(error.message), detail)
     if isinstance(error, MemoryError) or "CUDA" in str(error):
         return BatchFailed(507, "Out of resources", detail)
     return BatchFailed(503, "Prediction failed", detail)

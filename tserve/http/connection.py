@@ -110,7 +110,7 @@ class Connection:
             self._protocol = protocol = self._open_protocol(nursery)
             await self._read(protocol)
             await protocol.handle(Closed())
-            if self._ended and not self._lost and _may_send_more(protocol):
+            if self._ended and _may_send_more(protocol):
                 await self._linger()
             self.close()
             nursery.cancel_scope.cancel()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from tserve.domain.wire import Input, JobRequest
-from tserve.errors import BadRequest, NotYetBuilt
+import re
+
+from tserve.domain.wire import Input, JobReply, JobRequest
+from tserve.errors import BadRequest, InternalServer, NotYetBuilt
 from tserve.http.inputs import query_inputs, read_inputs
 from tserve.http.render import json_reply
 from tserve.http.routes import ANY, Call, Reply, Route, Table
 from tserve.services.describe import Describe
 from tserve.services.inference import Inference
 from tserve.services.management import Management
+
+_STATUSES = range(200, 1000)
+_BODILESS = (204, 304)
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 def inference_routes(inference: Inference, describe: Describe, management: Management) -> Table:
@@ -82,4 +89,15 @@ class _InferenceApi:
             raise NotYetBuilt("The API description of a model is not served by this release yet.")
         request = JobRequest(call.request_id, {**dict(call.headers), **added}, inputs)
         reply = await self._inference.predict(name, version, request)
-        return Reply(reply.status, reply.body, tuple(reply.headers.items()))
+        return _http_reply(reply)
+
+
+def _http_reply(reply: JobReply) -> Reply:
+    """What the handler answered, if HTTP can carry it.  Raises InternalServer."""
+    if reply.status not in _STATUSES:
+        raise InternalServer(f"The handler set a status that HTTP does not allow: {reply.status}", code=503)
+    headers = tuple((name, value.strip()) for name, value in reply.headers.items())
+    for name, value in headers:
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise InternalServer(f"The handler set a header that HTTP does not allow: {name!r}: {value!r}", code=503)
+    return Reply(reply.status, b"" if reply.status in _BODILESS else reply.body, headers)

@@ -129,7 +129,7 @@ class Pool:
     def _verdict(self) -> Settled | None:
         if self.gone.is_set():
             return Settled(ready=False, gone=True)
-        if self._orders.is_set():
+        if self._orders.is_set() or self._spec is None:
             return None
         for slot in self._slots:
             if slot.id in self._fresh and slot.tried and slot.failure is not None and slot.phase not in LOADED:
@@ -140,6 +140,8 @@ class Pool:
 
     def _waits_for_fresh(self) -> bool:
         """The wait is bounded by the slots themselves: by their startup or drain limits."""
+        if self._orders.is_set() or self._spec is None:
+            return True
         return any(slot.stopping or (slot.id in self._fresh and not slot.tried) for slot in self._slots)
 
     # -- life

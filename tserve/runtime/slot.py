@@ -205,7 +205,8 @@ class Slot:
         return failure
 
     def _finished(self) -> bool:
-        return self.stopping and not (self._serve_out and not self._queue.empty)
+        """Told to leave, and nothing left to do; a slot that gave up is no help with the queue."""
+        return self.stopping and (self.phase is Phase.FAILED or not self._serve_out or self._queue.empty)
 
     async def _end_waiting_at_exit(self, worker: Worker) -> None:
         await worker.exited.wait()
@@ -257,13 +258,15 @@ class Slot:
         with trio.CancelScope(shield=True):
             with trio.move_on_after(EXIT_GRACE_S):
                 await worker.exited.wait()
+            by_itself = worker.exited.is_set()
             worker.kill()
             end = await worker.wait()
+        by_kernel = by_itself and end.killed
         return Failure(
-            "out_of_memory_kill" if end.killed else reason,
+            "out_of_memory_kill" if by_kernel else reason,
             detail,
-            code=507 if end.killed else 500,
-            exit=str(end),
+            code=507 if by_kernel else 500,
+            exit=str(end) if by_itself else "did not end by itself",
             log_tail=worker.tail()[-LOG_TAIL_SHOWN:],
         )
 

@@ -152,8 +152,7 @@ class Management:
         if settled.ready:
             return
         key = version.key
-        if not settled.gone and self._registry.get(key) == version:
-            await self._remove(version, actor=f"{actor} (roll-back)", drain_s=0, roll_back=True)
+        await self._roll_back(version, actor=f"{actor} (roll-back)")
         raise self._workers_failed(key.name, key.version, settled)
 
     @staticmethod
@@ -214,24 +213,36 @@ class Management:
 
         Raises ModelNotFound, ModelVersionNotFound, DefaultVersionInUse.
         """
-        found = self._registry.find(name, version)
         drain_s = float(max(0, self._settings.unregister_model_timeout))
-        await self._see_through(lambda: self._remove(found, actor=actor, drain_s=drain_s))
+        await self._see_through(lambda: self._remove(name, version, actor=actor, drain_s=drain_s))
         return Result(Progress.DONE, f'Model "{name}" unregistered')
 
-    async def _remove(self, version: Version, *, actor: str, drain_s: float, roll_back: bool = False) -> None:
-        key = version.key
+    async def _remove(self, name: str, version: str | None, *, actor: str, drain_s: float) -> None:
         async with self._changing:
-            self._registry.find(key.name, key.version)
-            if roll_back:
-                await self._hand_on_default(key, actor)
-            self._registry.check_removable(key)
-            with trio.CancelScope(shield=True):
-                await self._store.remove_version(key, actor=actor)
-                self._registry.remove(key)
-        self.startup_names.discard(key.name)
-        _log.info("%s unregistered by %s", key, actor)
-        pool = await self._reconciler.wake(key, drain_s=drain_s)
+            found = self._registry.find(name, version)
+            self._registry.check_removable(found.key)
+            await self._forget(found, actor)
+        await self._end(found, drain_s)
+
+    async def _roll_back(self, version: Version, *, actor: str) -> None:
+        """Take a registration back, unless it is gone by now or someone else's wish: scaled, or registered anew."""
+        async with self._changing:
+            if self._registry.get(version.key) is not version:
+                return
+            await self._hand_on_default(version.key, actor)
+            await self._forget(version, actor)
+        await self._end(version, 0)
+
+    async def _forget(self, version: Version, actor: str) -> None:
+        with trio.CancelScope(shield=True):
+            await self._store.remove_version(version.key, actor=actor)
+            self._registry.remove(version.key)
+        self.startup_names.discard(version.key.name)
+        _log.info("%s unregistered by %s", version.key, actor)
+
+    async def _end(self, version: Version, drain_s: float) -> None:
+        """Wait for the end of the workers of a version that is registered no more, then let its archive go."""
+        pool = await self._reconciler.wake(version.key, drain_s=drain_s)
         if pool is not None:
             await pool.gone.wait()
         await self._keep.release(version.digest, referenced=self._registry.references)

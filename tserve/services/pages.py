@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tserve.domain.cursors import FIRST_TOKEN, Cursor
 from tserve.domain.registry import Registry
@@ -57,8 +57,9 @@ class Pages:
         names = self._behind(start, size + 1)
         if size == 0 or len(names) <= size:
             return self._page(names[:size], None)
-        names = names[:size]
-        return self._page(names, await self._token_behind(names[-1], names))
+        # Read before the write: a model may leave meanwhile.
+        page = self._page(names[:size], None)
+        return replace(page, next_token=await self._token_behind(names[size - 1]))
 
     def _behind(self, token: int, count: int) -> list[str]:
         if token == 0:
@@ -69,6 +70,8 @@ class Pages:
         """The recorded way, whose token also stands on a page that ends with the last model; but never wraps."""
         following = offset + size
         more = following <= len(self._registry) and following <= _LAST_INT32
+        if size == 0 and not self._offsets_only:  # it would lead back to itself
+            more = False
         return self._page(self._registry.names_from(offset, size), following if more else None)
 
     def _page(self, names: list[str], next_token: int | None) -> Page:
@@ -83,7 +86,7 @@ class Pages:
             )
         return cursor.after_name
 
-    async def _token_behind(self, name: str, page: list[str]) -> int:
+    async def _token_behind(self, name: str) -> int:
         """The cursor behind a name: the one that is there, moved on when half its life is over, or a new one."""
         now = time.time()
         known = self._by_name.get(name)
@@ -94,13 +97,16 @@ class Pages:
         except InternalServer as e:
             # The list itself is in memory and right; an offset leads on from here nearly as well.
             _log.warning("no page cursor could be written: %s", e.message)
-            everything = self._registry.names_from(0, len(self._registry))
-            return everything.index(page[-1]) + 1 if page[-1] in everything else len(page)
+            everyone = len(self._registry)
+            return everyone - len(self._registry.names_after(name, everyone))
         self._remember(cursor)
         self._forget_surplus()
         return cursor.token
 
     def _remember(self, cursor: Cursor) -> None:
+        expired = self._by_name.get(cursor.after_name)
+        if expired is not None:
+            del self._by_token[expired.token]
         self._by_token[cursor.token] = self._by_name[cursor.after_name] = cursor
 
     def _forget_surplus(self) -> None:
