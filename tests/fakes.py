@@ -126,9 +126,10 @@ class Script:
     batch_s: float = 0.0  # slow, or silent, on a batch
     dies_on_batch: int | None = None
     deaf_on_batch: int | None = None  # hangs up, but does not end
+    dies_after_batch: bool = False  # dies as soon as it has answered
     garbage_on_batch: int | None = None  # answers it with what is no frame
     dies_idle_s: float = math.inf  # dies when it has had no work for so long
-    exit: int = 1  # the exit code of these deaths
+    exit: int = 1  # the exit code of all these deaths
     answer: BatchFailed | list[JobReply] | None = None  # to every batch; else an echo of each request's first input
     leave_s: float = 0.0  # time it takes to leave when it is asked to
 
@@ -245,7 +246,7 @@ class FakeWorker:
             return None
         echo = [JobReply(200, "", {}, _first_input(request)) for request in requests]
         self._say(encode_reply(frame.id, echo if self.script.answer is None else self.script.answer))
-        return None
+        return self.script.exit if self.script.dies_after_batch else None
 
     def _say(self, frame: Frame | WireError) -> None:
         self._outbox.append(frame)

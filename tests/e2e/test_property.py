@@ -24,7 +24,7 @@ from tests.e2e.server import Answer, Server, eventually, path_of, running
 
 pytestmark = pytest.mark.e2e
 
-EXAMPLES = int(os.environ.get("TSERVE_PROPERTY_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("TSERVE_PROPERTY_EXAMPLES", "15"))
 STEPS = 25
 CALLS_BETWEEN_RESTARTS = 6
 # The emoji, a surrogate pair, stands before the half-width mark in the order of UTF-16, behind it in that of UTF-8.
@@ -294,7 +294,7 @@ def test_the_server_does_as_the_contract(
         database=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),
-        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        phases=[hypothesis.Phase.generate],  # to shrink a failure takes minutes here; a row can be read as it is
     )
     stateful.run_state_machine_as_test(Calls, settings=bounds)
     assert server.stop() == 0

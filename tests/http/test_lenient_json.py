@@ -29,7 +29,10 @@ from tserve.http.lenient_json import parse_object
         (r"{'url': 'it\'s'}", {"url": "it's"}),
         # Names and values without quotes.
         ("{url:noop.mar}", {"url": "noop.mar"}),
-        ("{url: noop.mar, batch_size: 3, synchronous: true}", {"url": "noop.mar", "batch_size": "3", "synchronous": True}),
+        (
+            "{url: noop.mar, batch_size: 3, synchronous: true}",
+            {"url": "noop.mar", "batch_size": "3", "synchronous": True},
+        ),
         ("{url:null,a:false}", {"url": None, "a": False}),
         ("{url: -1, delay: 2.0}", {"url": "-1", "delay": "2.0"}),
         ("{null: x, 'true': y}", {"null": "x", "true": "y"}),
@@ -95,7 +98,7 @@ def test_what_no_text_can_hold_is_replaced(body: bytes, text: str) -> None:
         (b'{"url":', "expected a value and found 'the end'"),
         (b'{"url": "noop.mar"', "expected , or } and found 'the end'"),
         (b'{"url": "noop.mar', "unexpected '\"noop.mar'"),
-        (b"{'url': 'noop.mar}", "unexpected \"'noop.mar\""),
+        (b"{'url': 'noop.mar}", 'unexpected "\'noop.mar"'),
         (b'{"url": }', "expected a value and found '}'"),
         (b'{"url": "a.mar" "b": 1}', "expected , or } and found 'b'"),
         (b"{url}", "expected : and found '}'"),

@@ -490,8 +490,10 @@ async def test_a_body_that_stops_is_cut_and_one_that_goes_on_is_not(app: Bare, c
 
 async def test_a_long_answer_time_is_no_stall(app: Bare, clock: MockClock) -> None:
     async with serving(app) as server, await server.connect() as stream:
-        await stream.send_all(post("/body_then_wait", b"123"))
+        message = post("/body_then_wait", b"123")
+        await stream.send_all(message[:-1])
         await app.started.wait()
+        await stream.send_all(message[-1:])
         await trio.sleep(KEEP_ALIVE_S + STALL_S - 1)
         app.proceed.set()
         assert (await Reader(stream).answer())[2] == b"waited"

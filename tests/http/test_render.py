@@ -69,7 +69,12 @@ def test_header_order() -> None:
 @pytest.mark.parametrize(("status", "closes"), [(200, False), (206, False), (399, False), (400, True), (599, True)])
 def test_errors_close_the_connection(status: int, closes: bool) -> None:
     headers = all_headers(Reply(status, b""), "the-id", [])
-    assert headers == [("x-request-id", "the-id"), *COMMON, ("content-length", "0"), *[("connection", "close")] * closes]
+    assert headers == [
+        ("x-request-id", "the-id"),
+        *COMMON,
+        ("content-length", "0"),
+        *[("connection", "close")] * closes,
+    ]
 
 
 @pytest.mark.parametrize("name", ["x-request-id", "X-Request-Id", "Content-Length", "transfer-encoding", "Connection"])

@@ -39,6 +39,7 @@ scripts = st.sampled_from(
         Script(batch_s=1.0, dies_on_batch=2, exit=137),
         Script(deaf_on_batch=1),
         Script(garbage_on_batch=1),
+        Script(dies_after_batch=True),
         Script(dies_idle_s=0.0),
         Script(dies_idle_s=2.0),
         Script(start_error="none left"),

@@ -335,6 +335,17 @@ async def test_scaling_to_none_refuses_what_is_left_after_the_limit(autojump_clo
             assert job.error.cause == {"reason": "no_worker"}
 
 
+async def test_scaling_to_none_ends_the_batch_delay(autojump_clock: Clock) -> None:
+    """Nothing more can come."""
+    async with pool_on(FakeLauncher(), pool_spec(batch_size=4, batch_delay_s=60.0)) as pool:
+        await up(pool)
+        job = ask(pool, "a")
+        await trio.sleep(1.0)
+        await wish(pool, pool_spec(0), drain_s=math.inf)
+        await answered(job)
+        assert (job.body, job.at) == ("a", 1.0)
+
+
 async def test_scaling_to_none_while_the_first_worker_loads(autojump_clock: Clock) -> None:
     """What was accepted is served within the limit."""
     launcher = FakeLauncher(Script(load_s=5.0))
@@ -416,6 +427,23 @@ async def test_settled_waits_for_a_slow_load_beyond_its_patience(autojump_clock:
     async with pool_on(FakeLauncher(Script(load_s=100.0))) as pool:
         assert await settled(pool, patience_s=1.0) == Settled(ready=True)
         assert trio.current_time() == 100.0
+
+
+async def test_settled_right_after_a_wish_answers_for_that(autojump_clock: Clock) -> None:
+    async with pool_on(FakeLauncher(Script(load_s=3.0))) as pool:
+        await up(pool)
+        pool.apply(pool_spec(2), drain_s=math.inf)
+        assert await settled(pool, patience_s=0.0) == Settled(ready=True)
+        assert (trio.current_time(), len(slots(pool))) == (6.0, 2)
+
+
+async def test_settled_takes_an_old_failure_for_no_new_one(autojump_clock: Clock) -> None:
+    """A slot that failed for an earlier wish, and still backs off, is only waited for."""
+    async with pool_on(FakeLauncher(Script(load_s=10.0, load_dies=True))) as pool:
+        assert (await settled(pool)).failure is not None
+        await wish(pool, pool_spec(1))
+        assert await settled(pool, patience_s=3.0) == Settled(ready=False)
+        assert trio.current_time() == 13.0
 
 
 async def test_settled_of_a_slot_tried_again(autojump_clock: Clock) -> None:

@@ -364,6 +364,18 @@ async def test_a_death_that_comes_with_a_job(autojump_clock: Clock) -> None:
         await answered(job)
 
 
+async def test_a_death_right_after_an_answer_is_seen(autojump_clock: Clock) -> None:
+    """Whichever comes first to the slot, the answer or the end; each worker serves one job here."""
+    launcher = FakeLauncher(Script(dies_after_batch=True))
+    async with slot_on(launcher) as bench:
+        for number in range(10):
+            await bench.until(Phase.READY)
+            assert await bench.answer(str(number)) == str(number)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(launcher.workers) == 11
+        assert bench.failure.reason == "died_idle"
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -669,6 +681,7 @@ async def test_serving_out_amid_the_batch_delay(autojump_clock: Clock) -> None:
         bench.slot.stop(drain_s=math.inf, serve_out=True)
         await bench.stopped.wait()
         assert (job.body, job.at) == ("a", 1.0)
+        assert bench.phases[-4:] == [Phase.READY, Phase.DRAINING, Phase.STOPPING, Phase.STOPPED]
 
 
 async def test_serving_out_waits_for_the_load(autojump_clock: Clock) -> None:

@@ -22,8 +22,8 @@ from tserve.errors import (
     ModelVersionNotFound,
     TserveError,
 )
-from tserve.services.management import ACCEPTED, Progress, Result
 from tserve.services.desired import RegisterRequest
+from tserve.services.management import ACCEPTED, Progress, Result
 
 NO_DISK = InternalServer("The change could not be written.", cause={"reason": "store"})
 

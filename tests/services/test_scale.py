@@ -271,9 +271,9 @@ async def busy(services: Services, workers: int, **ask: Any) -> None:
     await services.register(initial_workers=workers, synchronous=True, **ask)
 
 
-@pytest.mark.parametrize(("timeout", "code"), [(-1, 200), (-7, 200), (6, 200), (2, 500), (0, 500)])
+@pytest.mark.parametrize(("limit", "code"), [(-1, 200), (-7, 200), (6, 200), (2, 500), (0, 500)])
 async def test_surplus_workers_get_time_for_what_they_have_in_hand(
-    services: Services, mock_clock: MockClock, timeout: int, code: int
+    services: Services, mock_clock: MockClock, limit: int, code: int
 ) -> None:
     await busy(services, 2)
     async with trio.open_nursery() as nursery:
@@ -284,13 +284,13 @@ async def test_surplus_workers_get_time_for_what_they_have_in_hand(
         answered = trio.Event()
 
         async def scale() -> None:
-            assert await services.scale(min_worker=1, timeout=timeout, synchronous=True) == scaled(1)
+            assert await services.scale(min_worker=1, timeout=limit, synchronous=True) == scaled(1)
             answered.set()
 
         nursery.start_soon(scale)
         await until(lambda: len(ids(services)) == 1)
         await wait_all_tasks_blocked()
-        assert answered.is_set() == (timeout == 0), "synchronous waits for the surplus to be gone"
+        assert answered.is_set() == (limit == 0), "synchronous waits for the surplus to be gone"
         await jump(mock_clock, 2.5)
         await jump(mock_clock, BATCH_S - 2.5)
     oldest, newest = (asked.at(worker) for worker in sorted(services.launcher.workers, key=lambda w: w.label))

@@ -115,10 +115,10 @@ async def test_it_is_forgotten_as_a_model_of_the_start(services: Services) -> No
 # ---- work in hand
 
 
-@pytest.mark.parametrize(("timeout", "answered"), [(120, True), (int(BATCH_S) + 1, True), (2, False), (0, False)])
-async def test_workers_drain(tmp_path: Path, mock_clock: MockClock, timeout: int, answered: bool) -> None:
+@pytest.mark.parametrize(("limit", "answered"), [(120, True), (int(BATCH_S) + 1, True), (2, False), (0, False)])
+async def test_workers_drain(tmp_path: Path, mock_clock: MockClock, limit: int, answered: bool) -> None:
     """Up to `unregister_model_timeout`; whoever is left then is told, and nobody waits for ever."""
-    async with running(tmp_path, unregister_model_timeout=timeout) as services:
+    async with running(tmp_path, unregister_model_timeout=limit) as services:
         services.mar(handler="slow")
         await services.register(initial_workers=1, synchronous=True)
         outcomes: list[object] = []
@@ -141,8 +141,8 @@ async def test_workers_drain(tmp_path: Path, mock_clock: MockClock, timeout: int
             nursery.start_soon(unregister)
             await until(lambda: services.keys() == [])
             await wait_all_tasks_blocked(0.05)
-            assert gone.is_set() == (timeout == 0)
-            assert len(services.kept()) == (0 if timeout == 0 else 1), "workers stand in that folder"
+            assert gone.is_set() == (limit == 0)
+            assert len(services.kept()) == (0 if limit == 0 else 1), "workers stand in that folder"
             with pytest.raises(ModelNotFound):
                 await services.predict()
             await jump(mock_clock, 3)

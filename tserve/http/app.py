@@ -65,7 +65,7 @@ async def _reply(table: Table, request_id: str, max_request_size: int) -> Reply:
 async def _route(table: Table, request_id: str, max_request_size: int) -> Reply:
     scope = request.scope
     raw_path, raw_query = scope["raw_path"].partition(b"?")[0], scope["query_string"]
-    line = len(request.method) + len(raw_path) + len(raw_query) + len("  ? HTTP/1.1")
+    line = len(request.method) + len(raw_path) + len(raw_query) + bool(raw_query) + len("  HTTP/1.1")
     headers = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
     if line > REQUEST_LINE_LIMIT or headers > HEADER_LIMIT:
         raise BadRequest("Invalid HTTP message.", cause={"reason": "too_long", "allowed": _LIMITS})

@@ -69,9 +69,8 @@ class Pages:
     def _page_at(self, offset: int, size: int) -> Page:
         """The recorded way, whose token also stands on a page that ends with the last model; but never wraps."""
         following = offset + size
-        more = following <= len(self._registry) and following <= _LAST_INT32
-        if size == 0 and not self._offsets_only:  # it would lead back to itself
-            more = False
+        # A page of none would lead back to itself, which only the recorded way does.
+        more = following <= min(len(self._registry), _LAST_INT32) and (size > 0 or self._offsets_only)
         return self._page(self._registry.names_from(offset, size), following if more else None)
 
     def _page(self, names: list[str], next_token: int | None) -> Page:
