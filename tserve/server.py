@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -131,7 +132,8 @@ class _Server:
                     max_request_size=settings.max_request_size,
                     cors=settings.cors_headers,
                 )
-                await nursery.start(_serve_app, app, bound, self._stop)
+                serving = partial(serve, app, bound, shutdown=self._stop, drain_s=DRAIN_S, hard_s=HARD_S)
+                await nursery.start(serving)
             with _endpoints_file(settings.state_dir / ENDPOINTS, _urls(settings, sockets)) as urls:
                 gc.freeze()  # modules stay: later collections need not walk them
                 gc.enable()
@@ -150,12 +152,6 @@ class _Server:
                     # The kernel ends the process if something keeps it from ending by itself.
                     signal.alarm(int(DRAIN_S + HARD_S + DRAIN_S) + LAST_RESORT_S)
                     self._stop.set()
-
-
-async def _serve_app(
-    app: object, bound: socket.socket, stop: trio.Event, *, task_status: trio.TaskStatus[None]
-) -> None:
-    await serve(app, bound, shutdown=stop, drain_s=DRAIN_S, hard_s=HARD_S, task_status=task_status)  # type: ignore[arg-type]
 
 
 def _urls(settings: Settings, sockets: dict[tuple[str, ...], socket.socket]) -> dict[str, str]:

@@ -57,19 +57,22 @@ def write_mar(
     runtime: str | None = "python",
     files: Mapping[str, str] | None = None,
 ) -> str:
-    """Write an archive into the model store; its file name.  None leaves a part of the manifest out."""
+    """Write an archive into the model store; its file name.
+
+    None leaves a part of the manifest out; `files` are further entries, or take the place of these.
+    """
     model = {"modelName": name, "modelVersion": version, "handler": handler}
     if config is not None:
         model["configFile"] = "model-config.yaml"
     manifest: dict[str, object] = {"model": {key: value for key, value in model.items() if value is not None}}
     if runtime is not None:
         manifest["runtime"] = runtime
+    entries = {"MAR-INF/MANIFEST.json": json.dumps(manifest)}
+    if config is not None:
+        entries["model-config.yaml"] = config
     with zipfile.ZipFile(store / file, "w") as archive:
-        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        for path, content in (files or {}).items():
+        for path, content in (entries | dict(files or {})).items():
             archive.writestr(path, content)
-        if config is not None:
-            archive.writestr("model-config.yaml", config)
     return file
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from hypercorn.trio.worker_context import EventWrapper
 from hypercorn.typing import H11SendableEvent
 
 from tserve.errors import BadRequest
+from tserve.http.render import all_headers, error_reply
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _HOST_LINE = re.compile(rb"\nhost:", re.IGNORECASE)
@@ -24,19 +24,9 @@ _HOST_LINE = re.compile(rb"\nhost:", re.IGNORECASE)
 
 def invalid_message_response() -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of the answer to what is not HTTP (spec/management.md section 0)."""
-    error = BadRequest("Invalid HTTP message.")
-    shown = {"code": error.code, "type": error.type_name, "message": error.message}
-    body = (json.dumps(shown, indent=2) + "\n").encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"x-request-id", str(uuid.uuid4()).encode()),
-        (b"pragma", b"no-cache"),
-        (b"cache-control", b"no-cache; no-store, must-revalidate, private"),
-        (b"expires", b"Thu, 01 Jan 1970 00:00:00 UTC"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    return error.code, headers, body
+    reply = error_reply(BadRequest("Invalid HTTP message."))
+    headers = all_headers(reply, str(uuid.uuid4()), ())
+    return reply.status, [(name.encode(), value.encode()) for name, value in headers], reply.body
 
 
 class Http1(H11Protocol):

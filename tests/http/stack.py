@@ -1,0 +1,148 @@
+"""The apps of both ports over real sockets; below them the services over fakes, and workers that are functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tests.http.client import Client
+from tests.services.stack import Services, running
+from tserve.domain.plan import WorkerSpec
+from tserve.domain.wire import BatchFailed, Frame, JobReply, JobRequest, Kind, decode_batch, encode_reply
+from tserve.http.app import make_app
+from tserve.http.inference import inference_routes
+from tserve.http.listener import bind, serve
+from tserve.http.management import management_routes
+from tserve.http.routes import Table
+from tserve.runtime.launcher import Exit, WorkerGone
+
+Handler = Callable[[WorkerSpec, JobRequest], JobReply | BatchFailed]
+
+
+class Died(Exception):
+    """A handler raises this to end its worker."""
+
+
+def echo(spec: WorkerSpec, request: JobRequest) -> JobReply:
+    return JobReply(200, "", {}, request.inputs[0].value if request.inputs else b"")
+
+
+@dataclass
+class FunctionWorker:
+    """A worker that is one function of this process; each batch of it is of one request."""
+
+    spec: WorkerSpec
+    handler: Handler | None
+    pid: int = 4711
+    exited: trio.Event = field(default_factory=trio.Event)
+
+    def __post_init__(self) -> None:
+        self._sent, self._frames = trio.open_memory_channel[Frame](math.inf)
+
+    async def send(self, frame: Frame) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.exited.is_set():
+            raise WorkerGone("died")
+        if frame.kind is Kind.LOAD:
+            missing = {"ok": False, "reason": "handler_not_found", "detail": "no such handler", "hopeless": True}
+            self._sent.send_nowait(Frame(Kind.LOADED, frame.id, missing if self.handler is None else {"ok": True}))
+            return
+        assert self.handler is not None
+        (request,) = decode_batch(frame)
+        try:
+            outcome = self.handler(self.spec, request)
+        except Died:
+            self._end()
+            return
+        self._sent.send_nowait(encode_reply(frame.id, outcome if isinstance(outcome, BatchFailed) else [outcome]))
+
+    async def receive(self) -> Frame:
+        try:
+            return await self._frames.receive()
+        except trio.EndOfChannel:
+            raise WorkerGone("died") from None
+
+    def _end(self) -> None:
+        self._sent.close()
+        self.exited.set()
+
+    hang_up = kill = _end
+
+    async def wait(self) -> Exit:
+        await self.exited.wait()
+        return Exit(1)
+
+    def tail(self) -> str:
+        return ""
+
+    def memory(self) -> int:
+        return 1 << 20
+
+
+class FunctionLauncher:
+    """`handlers`: the function of each handler's name; workers of others cannot be loaded."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Handler] = {"ok": echo}
+
+    @asynccontextmanager
+    async def launch(self, spec: WorkerSpec, *, label: str) -> AsyncIterator[FunctionWorker]:
+        worker = FunctionWorker(spec, self.handlers.get(spec.handler))
+        try:
+            yield worker
+        finally:
+            worker.hang_up()
+
+
+@dataclass
+class Api:
+    services: Services
+    management: Client
+    inference: Client
+    handlers: dict[str, Handler]
+
+    async def up(self, handler: Handler | None = None, *, name: str = "noop", version: str = "1.0") -> None:
+        """Register a model with one worker, ready, whose requests go to `handler`, an echo by default."""
+        word = f"handler-{len(self.handlers)}"
+        self.handlers[word] = handler or echo
+        file = self.services.mar(f"{name}-{version}.mar", name=name, version=version, handler=word)
+        await self.services.register(file, initial_workers=1, synchronous=True)
+
+
+async def start_app(nursery: trio.Nursery, tables: Sequence[Table], **options: Any) -> Client:
+    """Serve an app on a port of its own until the nursery is cancelled."""
+    app = make_app("test", tables, **{"max_request_size": 6553500, "cors": (), **options})
+    sock = bind("127.0.0.1", 0)
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        await serve(app, sock, shutdown=trio.Event(), drain_s=1, hard_s=1, task_status=task_status)
+
+    address = sock.getsockname()
+    await nursery.start(run)
+    return Client(address)
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, shared: bool = False, **settings: Any) -> AsyncIterator[Api]:
+    """Both APIs; `shared` serves them on one port."""
+    launcher = FunctionLauncher()
+    async with running(folder, launcher=launcher, **settings) as services, trio.open_nursery() as nursery:
+        told = services.settings
+        management = management_routes(
+            services.management, services.describe, services.pages, model_api=told.enable_model_api
+        )
+        inference = inference_routes(services.inference, services.describe, services.management)
+        options = {"max_request_size": told.max_request_size, "cors": told.cors_headers}
+        if shared:
+            first = second = await start_app(nursery, [management, inference], **options)
+        else:
+            first = await start_app(nursery, [management], **options)
+            second = await start_app(nursery, [inference], **options)
+        yield Api(services, first, second, launcher.handlers)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,325 @@
+"""Describe: keys, their order and their values (spec/management.md section 6), and the rule of /ping (5.5)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.services.stack import HANDLERS, LOAD_S, Services, jump, running, until
+from tserve.errors import ModelNotFound, ModelVersionNotFound
+
+KEYS = [
+    "modelName",
+    "modelVersion",
+    "modelUrl",
+    "engine",
+    "runtime",
+    "minWorkers",
+    "maxWorkers",
+    "batchSize",
+    "maxBatchDelay",
+    "responseTimeout",
+    "startupTimeout",
+    "maxRetryTimeoutInSec",
+    "clientTimeoutInMills",
+    "parallelType",
+    "parallelLevel",
+    "deviceType",
+    "continuousBatching",
+    "useJobTicket",
+    "useVenv",
+    "stateful",
+    "sequenceMaxIdleMSec",
+    "sequenceTimeoutMSec",
+    "maxNumSequence",
+    "maxSequenceJobQueueSize",
+    "loadedAtStartup",
+    "workers",
+    "jobQueueStatus",
+    "tserve",
+]
+WORKER_KEYS = ["id", "startTime", "status", "memoryUsage", "pid", "gpu", "gpuUsage", "tserve"]
+
+
+async def test_keys_and_their_order(services: Services) -> None:
+    await services.register(initial_workers=1, synchronous=True)
+    described = services.described()
+    assert list(described) == KEYS
+    assert list(described["workers"][0]) == WORKER_KEYS
+    assert list(described["jobQueueStatus"]) == ["remainingCapacity", "pendingRequests"]
+    assert list(described["tserve"]) == ["digest", "handler", "default"]
+    assert list(described["workers"][0]["tserve"]) == ["phase", "phaseSeconds", "restarts"]
+
+
+async def test_a_version_without_a_yaml(services: Services) -> None:
+    await services.register()
+    (digest,) = services.kept()
+    assert services.described() == {
+        "modelName": "noop",
+        "modelVersion": "1.0",
+        "modelUrl": "noop.mar",
+        "engine": "Torch",
+        "runtime": "python",
+        "minWorkers": 0,
+        "maxWorkers": 0,
+        "batchSize": 1,
+        "maxBatchDelay": 100,
+        "responseTimeout": 120,
+        "startupTimeout": 120,
+        "maxRetryTimeoutInSec": 300,
+        "clientTimeoutInMills": 0,
+        "parallelType": "",
+        "parallelLevel": 0,
+        "deviceType": "cpu",
+        "continuousBatching": False,
+        "useJobTicket": False,
+        "useVenv": False,
+        "stateful": False,
+        "sequenceMaxIdleMSec": 0,
+        "sequenceTimeoutMSec": 0,
+        "maxNumSequence": 0,
+        "maxSequenceJobQueueSize": 0,
+        "loadedAtStartup": False,
+        "workers": [],
+        "jobQueueStatus": {"remainingCapacity": 100, "pendingRequests": 0},
+        "tserve": {"digest": f"sha256:{digest}", "handler": "ok", "default": True},
+    }
+
+
+YAML = """
+batchSize: 4
+maxBatchDelay: 50
+responseTimeout: 60
+startupTimeout: 70
+maxRetryTimeoutInSec: 80
+clientTimeoutInMills: 90
+jobQueueSize: 7
+parallelType: pp
+parallelLevel: 2
+deviceType: gpu
+deviceIds: [0, 1]
+continuousBatching: true
+useJobTicket: true
+useVenv: true
+sequenceBatching: true
+sequenceMaxIdleMSec: 11
+sequenceTimeoutMSec: 12
+maxNumSequence: 13
+maxSequenceJobQueueSize: 14
+"""
+
+
+async def test_what_the_yaml_says(services: Services) -> None:
+    """There is no GPU here: the device is the processor, and device numbers that are not there are left out."""
+    services.mar(config=YAML)
+    await services.register()
+    described = services.described()
+    assert list(described) == KEYS
+    assert {key: described[key] for key in KEYS[7:24]} == {
+        "batchSize": 4,
+        "maxBatchDelay": 50,
+        "responseTimeout": 60,
+        "startupTimeout": 70,
+        "maxRetryTimeoutInSec": 80,
+        "clientTimeoutInMills": 90,
+        "parallelType": "pp",
+        "parallelLevel": 2,
+        "deviceType": "cpu",
+        "continuousBatching": True,
+        "useJobTicket": True,
+        "useVenv": True,
+        "stateful": True,
+        "sequenceMaxIdleMSec": 11,
+        "sequenceTimeoutMSec": 12,
+        "maxNumSequence": 13,
+        "maxSequenceJobQueueSize": 14,
+    }
+    assert described["jobQueueStatus"]["remainingCapacity"] == 7
+
+
+async def test_values_that_depend_on_others(services: Services) -> None:
+    """Sequence numbers count with an idle time only, an environment of its own for runtime python only."""
+    services.mar(config="sequenceBatching: true\nmaxNumSequence: 13\nsequenceTimeoutMSec: 12\nuseVenv: true\n")
+    await services.register(runtime="python3")
+    described = services.described()
+    assert described["stateful"] is True
+    assert [described[key] for key in KEYS[20:24]] == [0, 0, 0, 0]
+    assert (described["runtime"], described["useVenv"]) == ("python3", False)
+
+
+async def test_values_of_the_call_stand_as_given(services: Services) -> None:
+    await services.register(
+        model_name='a "b"/?%', handler="x:y", runtime="PYTHON", batch_size=-5, max_batch_delay=0, response_timeout=-7
+    )
+    described = services.described('a "b"/?%')
+    assert described["modelName"] == 'a "b"/?%'
+    assert described["runtime"] == "python"
+    assert (described["batchSize"], described["maxBatchDelay"], described["responseTimeout"]) == (-5, 0, -7)
+    assert described["tserve"]["handler"] == "x:y"
+
+
+async def test_the_url_stands_as_given(services: Services) -> None:
+    url = f"{services.settings.model_store}/./noop.mar"
+    await services.register(url)
+    assert services.described()["modelUrl"] == url
+
+
+# ---- workers
+
+
+async def test_a_worker_that_is_ready(services: Services, mock_clock: MockClock) -> None:
+    await services.register(initial_workers=1, synchronous=True)
+    await jump(mock_clock, 3.5)
+    (worker,) = services.described()["workers"]
+    started = worker.pop("startTime")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", started)
+    assert worker == {
+        "id": "9000",
+        "status": "READY",
+        "memoryUsage": 1 << 20,
+        "pid": services.launcher.workers[0].pid,
+        "gpu": False,
+        "gpuUsage": "N/A",
+        "tserve": {"phase": "ready", "phaseSeconds": 3.5, "restarts": 0},
+    }
+
+
+async def test_a_worker_that_loads(services: Services) -> None:
+    """Shown as recorded; the truth stands beside it."""
+    services.mar(handler="slow_load")
+    await services.register(initial_workers=1)
+    await until(lambda: services.launcher.asked == 1)
+    (worker,) = services.described()["workers"]
+    assert worker["status"] == "UNLOADING"
+    assert worker["tserve"]["phase"] == "loading"
+
+
+async def test_a_worker_that_is_down(services: Services, mock_clock: MockClock) -> None:
+    services.mar(handler="broken")
+    await services.register(initial_workers=1)
+    await until(lambda: "lastFailure" in services.described()["workers"][0]["tserve"])
+    (worker,) = services.described()["workers"]
+    assert (worker["status"], worker["pid"], worker["memoryUsage"]) == ("UNLOADING", -1, 0)
+    assert worker["tserve"] == {
+        "phase": "backing off",
+        "phaseSeconds": 0.0,
+        "restarts": 0,
+        "nextTrySeconds": 1.0,
+        "lastFailure": {
+            "reason": "load_error",
+            "detail": "no weights",
+            "log_tail": "last words of W-9000-noop_1.0\n",
+        },
+    }
+
+
+async def test_a_slot_outlives_its_workers(services: Services, mock_clock: MockClock) -> None:
+    await services.register(initial_workers=1, synchronous=True)
+    (before,) = services.described()["workers"]
+    await jump(mock_clock, 60)
+    services.launcher.alive[0].crash(3)
+    await until(lambda: services.launcher.asked == 2 and services.statuses() == ["READY"])
+    (after,) = services.described()["workers"]
+    assert (after["id"], after["startTime"]) == (before["id"], before["startTime"])
+    assert after["pid"] != before["pid"]
+    assert after["tserve"]["restarts"] == 1
+    assert after["tserve"]["lastFailure"]["reason"] == "died_idle"
+
+
+async def test_the_queue(tmp_path: Path, mock_clock: MockClock) -> None:
+    async with running(tmp_path, job_queue_size=5) as services:
+        services.mar(handler="slow")
+        await services.register(initial_workers=1, synchronous=True)
+        with trio.CancelScope() as clients:
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(services.predict)
+                await until(lambda: services.described()["jobQueueStatus"]["pendingRequests"] == 2)
+                assert services.described()["jobQueueStatus"] == {"remainingCapacity": 3, "pendingRequests": 2}
+                clients.cancel()
+        assert services.described()["jobQueueStatus"] == {"remainingCapacity": 5, "pendingRequests": 0}
+
+
+# ---- which
+
+
+async def test_which(services: Services) -> None:
+    await services.register()
+    for version in ("2.0", "1.11"):
+        services.mar("more.mar", version=version)
+        await services.register("more.mar")
+    shown = [version["modelVersion"] for version in services.describe.all("noop")]
+    assert shown == ["1.0", "2.0", "1.11"], "in order of registration"
+    assert services.described(version="2.0")["modelVersion"] == "2.0"
+    assert services.described()["modelVersion"] == "1.0"
+    defaults = [version["tserve"]["default"] for version in services.describe.all("noop")]  # type: ignore[index]
+    assert defaults == [True, False, False]
+
+
+@pytest.mark.parametrize("version", [None, "1.0"])
+async def test_unknown_models(services: Services, version: str | None) -> None:
+    with pytest.raises(ModelNotFound):
+        services.describe.one("fake", version)
+    with pytest.raises(ModelNotFound):
+        services.describe.all("fake")
+
+
+async def test_unknown_versions(services: Services) -> None:
+    await services.register()
+    with pytest.raises(ModelVersionNotFound):
+        services.describe.one("noop", "9")
+
+
+# ---- health
+
+
+async def test_health(services: Services, mock_clock: MockClock) -> None:
+    assert services.describe.healthy(), "no model at all"
+    services.mar(handler="slow_load")
+    await services.register(initial_workers=2)
+    assert services.describe.healthy(), "while it loads"
+    await jump(mock_clock, LOAD_S)
+    await until(lambda: services.statuses() == ["READY", "READY"])
+    assert services.describe.healthy()
+    await services.scale(min_worker=0)
+    assert services.describe.healthy(), "none wanted"
+
+
+async def test_health_while_a_worker_is_tried_again_and_when_it_gives_up(
+    services: Services, mock_clock: MockClock
+) -> None:
+    services.mar(handler="broken", config="maxRetryTimeoutInSec: 3\n")
+    await services.register(initial_workers=1)
+    await until(lambda: "lastFailure" in services.described()["workers"][0]["tserve"])
+    assert services.describe.healthy()
+    for _ in range(3):
+        await jump(mock_clock, 2)
+    await until(lambda: services.described()["workers"][0]["tserve"]["phase"] == "failed")
+    assert not services.describe.healthy()
+
+
+async def test_only_default_versions_count(services: Services) -> None:
+    await services.register(initial_workers=1, synchronous=True)
+    services.mar("two.mar", version="2.0", handler="hopeless")
+    await services.register("two.mar", initial_workers=1)
+    await until(lambda: services.described(version="2.0")["workers"][0]["tserve"]["phase"] == "failed")
+    assert services.describe.healthy()
+    await services.management.set_default("noop", "2.0", actor="test")
+    assert not services.describe.healthy()
+    await services.scale(min_worker=0, synchronous=True)
+    assert services.describe.healthy()
+
+
+async def test_one_worker_fewer_than_wanted_is_unhealthy(services: Services) -> None:
+    await services.register(initial_workers=1, synchronous=True)
+    services.launcher.play(HANDLERS["hopeless"])
+    await services.scale(min_worker=2)
+    await until(lambda: "lastFailure" in services.described()["workers"][1]["tserve"])
+    assert services.statuses() == ["READY", "UNLOADING"]
+    assert not services.describe.healthy()
+    await services.scale(min_worker=1, max_worker=2, synchronous=False)
+    assert services.describe.healthy(), "one is enough again"
