@@ -8,6 +8,7 @@ import signal
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import trio
 
@@ -190,7 +191,7 @@ class FakeWorker:
         return Exit(self._exit)
 
     def tail(self) -> str:
-        return f"last words of {self.label}\n"
+        return f"{'last words' if self.exited.is_set() else 'words'} of {self.label}\n"
 
     def memory(self) -> int:
         return 0 if self.exited.is_set() else 1 << 20
@@ -307,9 +308,9 @@ class FakeLauncher:
         return self._scripts.popleft() if len(self._scripts) > 1 else self._scripts[0]
 
 
-def pool_spec(fewest: int = 1, most: int | None = None, **settings: float) -> PoolSpec:
+def pool_spec(fewest: int = 1, most: int | None = None, **settings: Any) -> PoolSpec:
     """What tests want of the version m:1.0; `settings` are fields of PoolSpec."""
-    worker = WorkerSpec("m", "model_dir", "handler.py", int(settings.get("batch_size", 1)))
+    worker = WorkerSpec("m", "model_dir", "handler.py", settings.get("batch_size", 1))
     return replace(PoolSpec(Key("m", "1.0"), worker, fewest, fewest if most is None else most), **settings)
 
 

@@ -78,6 +78,8 @@ class _Server:
         self._keep = Keep(settings.state_dir, settings.model_store, allowed_urls=settings.allowed_urls)
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
+        self._drained_by = math.inf
+        self._loading = trio.CancelScope()
 
     async def run(self, sockets: dict[tuple[str, ...], socket.socket]) -> int:
         """The whole life of the server: 0 when everything in hand was finished, 1 when it had to be cut short."""
@@ -88,8 +90,9 @@ class _Server:
             with self._hurry:
                 await self._serve(sockets)
             nursery.cancel_scope.cancel()
+        cut_short = self._hurry.cancelled_caught or trio.current_time() >= self._drained_by
         await self._store.close()
-        return 1 if self._hurry.cancelled_caught else 0
+        return 1 if cut_short else 0
 
     async def _serve(self, sockets: dict[tuple[str, ...], socket.socket]) -> None:
         settings, registry = self._settings, self._registry
@@ -109,9 +112,11 @@ class _Server:
             await nursery.start(management.run)
             for version in list(registry):
                 await reconciler.wake(version.key, drain_s=math.inf)
-            await load_models(management, self._keep, settings)
-            await self._listen(sockets, tables)
-            await reconciler.drain(drain_s=DRAIN_S)
+            with self._loading:
+                await load_models(management, self._keep, settings)
+            if not self._stop.is_set():
+                await self._listen(sockets, tables)
+            await reconciler.drain(drain_s=max(0.0, self._drained_by - trio.current_time()))
             nursery.cancel_scope.cancel()
 
     def _desired(self, key: Key) -> PoolSpec | None:
@@ -124,6 +129,7 @@ class _Server:
     async def _listen(self, sockets: dict[tuple[str, ...], socket.socket], tables: dict[str, Table]) -> None:
         """Listen until told to stop, then until the last request is answered or its time is over."""
         settings = self._settings
+        urls = _urls(settings, sockets)  # now, since the sockets are closed as soon as a signal comes
         async with trio.open_nursery() as nursery:
             for roles, bound in sockets.items():
                 app = make_app(
@@ -134,7 +140,7 @@ class _Server:
                 )
                 serving = partial(serve, app, bound, shutdown=self._stop, drain_s=DRAIN_S, hard_s=HARD_S)
                 await nursery.start(serving)
-            with _endpoints_file(settings.state_dir / ENDPOINTS, _urls(settings, sockets)) as urls:
+            with _endpoints_file(settings.state_dir / ENDPOINTS, urls):
                 gc.freeze()  # modules stay: later collections need not walk them
                 gc.enable()
                 _log.info("ready: %s", ", ".join(f"{role} {url}" for role, url in urls.items()))
@@ -150,8 +156,10 @@ class _Server:
                 else:
                     _log.info("%s: finishing what is in hand", signal.Signals(number).name)
                     # The kernel ends the process if something keeps it from ending by itself.
-                    signal.alarm(int(DRAIN_S + HARD_S + DRAIN_S) + LAST_RESORT_S)
+                    signal.alarm(int(DRAIN_S + HARD_S) + LAST_RESORT_S)
+                    self._drained_by = trio.current_time() + DRAIN_S
                     self._stop.set()
+                    self._loading.cancel()
 
 
 def _urls(settings: Settings, sockets: dict[tuple[str, ...], socket.socket]) -> dict[str, str]:
@@ -163,12 +171,12 @@ def _urls(settings: Settings, sockets: dict[tuple[str, ...], socket.socket]) -> 
 
 
 @contextmanager
-def _endpoints_file(path: Path, urls: dict[str, str]) -> Iterator[dict[str, str]]:
+def _endpoints_file(path: Path, urls: dict[str, str]) -> Iterator[None]:
     """Where tools find the addresses as chosen, for as long as the server accepts connections."""
     written = path.with_suffix(".tmp")
     written.write_text(json.dumps(urls, indent=2) + "\n")
     os.replace(written, path)
     try:
-        yield urls
+        yield
     finally:
         path.unlink(missing_ok=True)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.e2e.server", "tests.e2e.journal")
+pytest.register_assert_rewrite("tests.e2e.server", "tests.e2e.expected", "tests.e2e.tables", "tests.e2e.writers")
 
-from tests.e2e.server import Server  # noqa: E402 - after the line that makes its assertions speak
+from tests.e2e.archives import write  # noqa: E402 - after the line that makes their assertions speak
+from tests.e2e.server import Server, running  # noqa: E402
+from tests.e2e.tables import MAX_REQUEST  # noqa: E402
 
 MakeServer = Callable[..., Server]
 
@@ -34,3 +36,23 @@ def make_server(tmp_path: Path, store: Path) -> Iterator[MakeServer]:
     yield make
     for server in made:
         server.discard()
+        print(server.log()[-4000:])  # shown when the test has failed
+
+
+@pytest.fixture(scope="session")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """For tests that leave it as it is.  Version 1.0 of `echo` has a worker; the other one has none."""
+    folder = tmp_path_factory.mktemp("steady")
+    store = folder / "store"
+    store.mkdir()
+    write(store, "echo.mar")
+    write(store, "echo2.mar", version="other")
+    write(store, "unnamed.mar", name=None)
+    write(store, "big.mar", name="big", padding_mb=6)
+    (store / "noise.txt").write_bytes(b"no archive")
+    (store / "noise.mar").write_bytes(b"PK\3\4 no archive")
+    with running(Server(folder / "server", store, [f"max_request_size={MAX_REQUEST}"])) as server:
+        assert server.register("echo.mar", initial_workers=1, synchronous=True).status == 200
+        assert server.register("echo2.mar").status == 200
+        assert server.register("echo2.mar", model_name="模型 a+b").status == 200
+        yield server

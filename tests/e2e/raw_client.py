@@ -6,7 +6,9 @@ import http.client
 import json
 import re
 import socket
+import time
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -56,14 +58,18 @@ class RawClient:
                 raise
         return self._exchange(request, method)
 
+    def hang_up_after(self, request: bytes, seconds: float) -> None:
+        """Send bytes on a connection of their own and leave without an answer."""
+        with socket.create_connection(self._address, timeout=self._timeout_s) as connection:
+            connection.sendall(request)
+            time.sleep(seconds)
+
     def _exchange(self, request: bytes, method: str) -> Answer:
         if self._socket is None:
             self._socket = socket.create_connection(self._address, timeout=self._timeout_s)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it may answer before it has read everything
             self._socket.sendall(request)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the server may have answered before it had read everything
         with http.client.HTTPResponse(self._socket, method=method) as response:
             response.begin()
             headers = {name.lower(): value for name, value in response.getheaders()}

@@ -55,12 +55,14 @@ class Answer:
 class Server:
     """One state folder and the servers that run on it, one after another.
 
-    `config` are further lines of the properties file.  Ports are chosen by the system, anew at each start.
+    `config` are further lines of the properties file, `program` how Python runs the command.  Ports are chosen by the
+    system, anew at each start.
     """
 
     folder: Path
     store: Path
     config: Sequence[str] = ()
+    program: Sequence[str] = ("-m", "tserve")
     timeout_s: float = 60.0
     process: subprocess.Popen[bytes] | None = None
     urls: dict[str, str] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class Server:
         properties.write_text("\n".join([*addresses, *self.config, *config, ""]))
         environ = {key: value for key, value in os.environ.items() if not key.startswith("TS_")}
         environ |= {"PYTHONPATH": str(Path(tserve.__file__).parents[1]), MARK: self.mark}
-        command = [sys.executable, "-m", "tserve", "start"]
+        command = [sys.executable, *self.program, "start"]
         command += ["--model-store", str(self.store), "--state-dir", str(self.state), "--ts-config", str(properties)]
         with (self.folder / "server.log").open("ab") as log:
             return subprocess.Popen([*command, *arguments], cwd=self.folder, env=environ, stdout=log, stderr=log)
@@ -155,16 +157,16 @@ class Server:
         role: str = "management",
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        **query: object,
+        **query: Any,
     ) -> Answer:
         """One request on a connection of its own; `query` are parameters, None ones are left out."""
         with closing(self.connect(role)) as connection:
             return exchange(connection, method, target(path, **query), body=body, headers=headers)
 
-    def register(self, url: str, **query: object) -> Answer:
+    def register(self, url: str, **query: Any) -> Answer:
         return self.call("POST", "/models", url=url, **query)
 
-    def scale(self, name: str, version: str | None = None, **query: object) -> Answer:
+    def scale(self, name: str, version: str | None = None, **query: Any) -> Answer:
         return self.call("PUT", path_of(name, version), **query)
 
     def unregister(self, name: str, version: str | None = None) -> Answer:
@@ -183,7 +185,7 @@ class Server:
         path = path_of(name, version).replace("/models/", "/predictions/", 1)
         return self.call("POST", path, role="inference", body=body)
 
-    def page(self, **query: object) -> dict[str, Any]:
+    def page(self, **query: Any) -> dict[str, Any]:
         answer = self.call("GET", "/models", **query)
         assert answer.status == 200, answer
         page: dict[str, Any] = answer.json
@@ -203,8 +205,7 @@ class Server:
     def registry(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Every version as described: name to version to description."""
         return {
-            name: {version["modelVersion"]: version for version in self.describe(name, "all")}
-            for name in self.models()
+            name: {version["modelVersion"]: version for version in self.describe(name, "all")} for name in self.models()
         }
 
     def ready_workers(self, name: str, version: str | None = None) -> list[int]:
@@ -215,7 +216,9 @@ class Server:
     # -- what is there
 
     def log(self) -> str:
-        return (self.folder / "server.log").read_text(errors="replace")
+        with suppress(FileNotFoundError):
+            return (self.folder / "server.log").read_text(errors="replace")
+        return ""
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(f"file:{quote(str(self.state / 'state.db'))}?mode=ro", uri=True)) as connection:
@@ -262,7 +265,7 @@ def path_of(name: str, version: str | None = None) -> str:
     return path if version is None else f"{path}/{quote(version, safe='')}"
 
 
-def target(path: str, **query: object) -> str:
+def target(path: str, **query: Any) -> str:
     given = {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items()}
     pairs = {name: value for name, value in given.items() if value is not None}
     return f"{path}?{urlencode(pairs)}" if pairs else path

@@ -183,3 +183,16 @@ def test_nothing_acknowledged_is_lost(make_server: Any, archives: dict[str, str]
     assert processes_of(mark) == {}
     print("\n".join(f"{count:7} {what}" for what, count in sorted(rounds.seen.items())))
     assert rounds.seen["acknowledged changes"] >= ROUNDS * CHANGES
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_killed_at_its_very_first_start(make_server: Any, attempt: int) -> None:
+    """While the database is being made."""
+    server = make_server()
+    server.start(ready=False)
+    eventually("there is a database", (server.state / "state.db").exists)
+    time.sleep(random.Random(f"{SEED}-{attempt}").uniform(0, 0.4))
+    server.kill()
+    server.start()
+    assert server.models() == {}
+    server.check_whole()

@@ -131,7 +131,7 @@ def test_an_unknown_cursor_is_refused(server: Server, token: int) -> None:
 def test_pages_neither_skip_nor_repeat_while_models_come_and_go(own: Server) -> None:
     """Also across a restart of either kind, and when the model that a cursor stands on is gone."""
     own.start()
-    lasting = [f"m{i:02}" for i in range(0, 12)]
+    lasting = [f"m{i:02}" for i in range(12)]
     add(own, *lasting)
     seen: list[str] = []
     page = own.page(limit=2)

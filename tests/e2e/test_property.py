@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -24,7 +23,7 @@ from tests.e2e.server import Answer, Server, eventually, path_of, running
 
 pytestmark = pytest.mark.e2e
 
-EXAMPLES = int(os.environ.get("TSERVE_PROPERTY_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("TSERVE_PROPERTY_EXAMPLES", "12"))
 STEPS = 25
 CALLS_BETWEEN_RESTARTS = 6
 # The emoji, a surrogate pair, stands before the half-width mark in the order of UTF-16, behind it in that of UTF-8.
@@ -89,14 +88,12 @@ class Calls(RuleBasedStateMachine):
     ) -> None:
         handler = "handler.py:other" if other else "handler.py"
         query: dict[str, object] = {"initial_workers": workers, "synchronous": synchronous}
-        numbers = [1, 100, 120, 120]
-        if sizes is not None:
-            query |= zip(("batch_size", "max_batch_delay", "response_timeout", "startup_timeout"), sizes, strict=True)
-            numbers = [1 if sizes[0] == -1 else sizes[0], *sizes[1:]]
-        wish = Wish(VERSIONS[version], handler, *numbers, workers, workers)
-        answer = self.server.register(
-            wish.url, model_name=name, handler=None if handler == "handler.py" else handler, **query
+        numbers = dict(
+            zip(("batch_size", "max_batch_delay", "response_timeout", "startup_timeout"), sizes or (), strict=False)
         )
+        stored = {name: value for name, value in numbers.items() if (name, value) != ("batch_size", -1)}  # unset
+        wish = Wish(VERSIONS[version], handler, **stored, min_workers=workers, max_workers=workers)
+        answer = self.server.register(wish.url, model_name=name, handler=handler if other else None, **query, **numbers)
         if version in self.expected.versions.get(name, {}):
             text = f"Model version {version} is already registered for model {name}"
             self._check_error(answer, 409, "ConflictStatusException", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from tests.e2e.server import Answer, Server, eventually, processes_of
 
 pytestmark = pytest.mark.e2e
 
+HURRIED = """
+import sys
+from tserve import server
+from tserve.cli.main import main
+
+server.DRAIN_S = 3.0
+sys.exit(main())
+"""
 ODD_NAME = "模型 a+b%"
 CONFIG = "minWorkers: 1\nmaxWorkers: 2\nbatchSize: 4\nmaxBatchDelay: 20\nresponseTimeout: 77\n"
 
@@ -163,6 +172,22 @@ def test_a_second_sigterm_does_not_wait(make_server: MakeServer, tmp_path: Path)
     assert processes_of(mark) == {}
 
 
+def test_sigterm_cuts_what_does_not_end_in_time(make_server: MakeServer, tmp_path: Path) -> None:
+    """Requests and workers have one limit between them, and the exit code tells."""
+    server = make_server()
+    server.program = ("-c", HURRIED)
+    server.start()
+    assert server.register("gated.mar", initial_workers=1, synchronous=True).status == 200
+    client, answers = ask_gated(server, tmp_path)
+    mark, begun = server.mark, time.monotonic()
+    assert server.stop() == 1
+    assert 3.0 <= time.monotonic() - begun < 6.0
+    client.join(10)
+    (answer,) = answers
+    assert not isinstance(answer, Answer) or answer.status >= 500
+    assert processes_of(mark) == {}
+
+
 def test_sigterm_does_not_wait_for_a_worker_that_still_loads(
     make_server: MakeServer, store: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +199,25 @@ def test_sigterm_does_not_wait_for_a_worker_that_still_loads(
     mark, server.timeout_s = server.mark, 10
     assert server.stop() == 0
     assert processes_of(mark) == {}
+
+
+def test_sigterm_while_models_of_the_start_are_registered(make_server: MakeServer, store: Path) -> None:
+    """It does not register the rest first; what was registered stays."""
+    for number in range(40):
+        write(store, f"model{number}.mar", name=f"model{number}", padding_mb=1)
+    server = make_server("load_models=all", "default_workers_per_model=1")
+    server.start(ready=False)
+    eventually("one is registered and the next one is on its way", lambda: len(server.kept()) > 1)
+    mark = server.mark
+    assert server.stop() == 0
+    assert processes_of(mark) == {}
+    assert "Traceback" not in server.log()
+    kept = len(server.kept())
+    assert 1 <= kept < 40
+    server.config = ()
+    server.start()
+    assert 1 <= len(server.models()) <= kept
+    server.check_whole()
 
 
 def test_one_server_per_state_folder(make_server: MakeServer) -> None:

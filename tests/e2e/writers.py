@@ -125,16 +125,18 @@ class Writer(threading.Thread):
     def _add(self, name: str, version: str) -> tuple[Change, str, str, dict[str, object], tuple[int, ...]]:
         rng = self._rng
         workers = self._workers_for(version)
-        numbers = [rng.randint(1, 9), rng.randint(0, 50), rng.randint(20, 99), rng.randint(20, 99)]
-        wish = Wish(self._archives[version], "handler.py", *numbers, workers, workers)
+        numbers: dict[str, Any] = {
+            "batch_size": rng.randint(1, 9),
+            "max_batch_delay": rng.randint(0, 50),
+            "response_timeout": rng.randint(20, 99),
+            "startup_timeout": rng.randint(20, 99),
+        }
+        wish = Wish(self._archives[version], **numbers, min_workers=workers, max_workers=workers)
         query: dict[str, object] = {
             "url": wish.url,
             "model_name": name,
             "handler": wish.handler,
-            "batch_size": wish.batch_size,
-            "max_batch_delay": wish.max_batch_delay,
-            "response_timeout": wish.response_timeout,
-            "startup_timeout": wish.startup_timeout,
+            **numbers,
             "initial_workers": workers,
             "synchronous": (synchronous := version == SLOW or rng.random() < 0.7),
         }

@@ -22,11 +22,15 @@ from tserve.http.management import management_routes
 from tserve.http.routes import Table
 from tserve.runtime.launcher import Exit, WorkerGone
 
-Handler = Callable[[WorkerSpec, JobRequest], JobReply | BatchFailed]
+Handler = Callable[[WorkerSpec, JobRequest], JobReply | BatchFailed | None]
 
 
 class Died(Exception):
     """A handler raises this to end its worker."""
+
+
+def silent(spec: WorkerSpec, request: JobRequest) -> None:
+    """Never answers."""
 
 
 def echo(spec: WorkerSpec, request: JobRequest) -> JobReply:
@@ -35,10 +39,14 @@ def echo(spec: WorkerSpec, request: JobRequest) -> JobReply:
 
 @dataclass
 class FunctionWorker:
-    """A worker that is one function of this process; each batch of it is of one request."""
+    """A worker that is one function of this process; each batch of it is of one request.
+
+    What it says waits for `may_speak`.
+    """
 
     spec: WorkerSpec
     handler: Handler | None
+    may_speak: trio.Event
     pid: int = 4711
     exited: trio.Event = field(default_factory=trio.Event)
 
@@ -60,9 +68,12 @@ class FunctionWorker:
         except Died:
             self._end()
             return
-        self._sent.send_nowait(encode_reply(frame.id, outcome if isinstance(outcome, BatchFailed) else [outcome]))
+        if outcome is not None:
+            reply = outcome if isinstance(outcome, BatchFailed) else [outcome]
+            self._sent.send_nowait(encode_reply(frame.id, reply))
 
     async def receive(self) -> Frame:
+        await self.may_speak.wait()
         try:
             return await self._frames.receive()
         except trio.EndOfChannel:
@@ -90,10 +101,14 @@ class FunctionLauncher:
 
     def __init__(self) -> None:
         self.handlers: dict[str, Handler] = {"ok": echo}
+        self.workers: list[FunctionWorker] = []
+        self.may_speak = trio.Event()
+        self.may_speak.set()
 
     @asynccontextmanager
     async def launch(self, spec: WorkerSpec, *, label: str) -> AsyncIterator[FunctionWorker]:
-        worker = FunctionWorker(spec, self.handlers.get(spec.handler))
+        worker = FunctionWorker(spec, self.handlers.get(spec.handler), self.may_speak)
+        self.workers.append(worker)
         try:
             yield worker
         finally:

@@ -25,8 +25,8 @@ def queue_of(*texts: str, capacity: int = 100) -> JobQueue:
     return queue
 
 
-def texts(jobs: list[Job]) -> str:
-    return " ".join(job.text for job in jobs if isinstance(job, Asked))
+def texts(jobs: list[Job] | None) -> str:
+    return " ".join(job.text for job in jobs or () if isinstance(job, Asked))
 
 
 class Collector:
@@ -169,6 +169,7 @@ async def test_one_worker_collects_at_a_time(autojump_clock: trio.testing.MockCl
     """The next idle one starts a fresh batch afterwards."""
     queue = queue_of("a")
     first, second = await collect(queue, 2), await collect(queue, 2)
+    await trio.sleep(0.5)
     queue.put(Asked("b"))
     queue.put(Asked("c"))
     start = trio.current_time()

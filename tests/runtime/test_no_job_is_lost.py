@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import trio
 import trio.testing
@@ -18,7 +19,12 @@ from tserve.domain.wire import BatchFailed, JobReply
 from tserve.errors import InternalServer
 from tserve.runtime.pool import NoCapacity, Pool
 
-LIMITS = {"batch_delay_s": 0.5, "response_timeout_s": 20.0, "startup_timeout_s": 30.0, "retry_window_s": 60.0}
+LIMITS: dict[str, Any] = {
+    "batch_delay_s": 0.5,
+    "response_timeout_s": 20.0,
+    "startup_timeout_s": 30.0,
+    "retry_window_s": 60.0,
+}
 # By then every timeout and back-off of a life has run out, however they follow each other.
 LONG_S = 50_000.0
 
@@ -134,7 +140,7 @@ async def live(played: list[Script], batch_size: int, acts: list[tuple[str, obje
     assert launcher.alive == []
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.lists(scripts, min_size=1, max_size=5), st.sampled_from([1, 3]), st.lists(acts, max_size=25), drains)
 def test_each_client_gets_one_answer(
     played: list[Script], batch_size: int, acts: list[tuple[str, object, object]], drain_s: float

@@ -248,18 +248,14 @@ async def test_only_a_wish_tries_again_what_gave_up(autojump_clock: Clock) -> No
 
 async def test_the_end_of_one_slot_does_not_try_another_again(autojump_clock: Clock) -> None:
     """Slots that leave wake the pool; that is no wish."""
-    launcher = FakeLauncher()
+    launcher = FakeLauncher(Script(batch_s=10.0), named={"W-9000-m_1.0": HOPELESS})
     async with pool_on(launcher, pool_spec(2)) as pool:
-        await up(pool)
-        launcher.play(HOPELESS)
-        for worker in launcher.workers:
-            worker.crash(1)
-        await trio.sleep(10.0)
-        assert slots(pool) == {9000: Phase.FAILED, 9001: Phase.FAILED}
-        started = launcher.asked
-        await wish(pool, pool_spec(1))  # tries 9000 again, once
+        ask(pool)
+        await trio.sleep(1.0)
+        await wish(pool, pool_spec(1))  # tries 9000 again, once, and drains 9001
         await trio.sleep(LONG_S)
-        assert launcher.asked == started + 1
+        assert slots(pool) == {9000: Phase.FAILED}
+        assert launcher.asked == 3
 
 
 # -- scaling down with work in hand
@@ -486,6 +482,36 @@ async def test_settled_starts_its_patience_when_the_new_slots_are_up(autojump_cl
         await wish(pool, pool_spec(2))  # 9001 is up at 43
         assert await settled(pool, patience_s=0.0) == Settled(ready=True)
         assert trio.current_time() == 43.0
+
+
+async def test_a_newer_wish_begins_a_new_patience(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(dies_idle_s=1.0), Script(load_s=50.0), Script(load_s=30.0))
+    async with pool_on(launcher) as pool, trio.open_nursery() as nursery:
+        found: list[tuple[Settled, float]] = []
+
+        async def wait() -> None:
+            found.append((await settled(pool, patience_s=10.0), trio.current_time()))
+
+        await trio.sleep(2.0)  # 9000 is up again at 51
+        await wish(pool, pool_spec(1))
+        nursery.start_soon(wait)
+        await trio.sleep(8.0)
+        await wish(pool, pool_spec(2))  # 9001 is up at 40
+        await trio.sleep(100.0)
+        assert found == [(Settled(ready=False), 50.0)]
+
+
+async def test_the_end_of_an_old_slot_leaves_the_newest_wish_alone(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(batch_s=10.0), Script(batch_s=10.0), Script(load_s=30.0))
+    async with pool_on(launcher, pool_spec(2)) as pool:
+        await up(pool)
+        ask(pool)
+        ask(pool)
+        await trio.sleep(1.0)
+        await wish(pool, pool_spec(1))  # 9001 leaves at 10
+        await wish(pool, pool_spec(2))  # 9002 is up at 31
+        assert await settled(pool, patience_s=0.0) == Settled(ready=True)
+        assert trio.current_time() == 31.0
 
 
 async def test_settled_waits_for_the_surplus_to_go(autojump_clock: Clock) -> None:

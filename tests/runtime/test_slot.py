@@ -150,7 +150,7 @@ async def test_startup_timeout(autojump_clock: Clock) -> None:
         assert trio.current_time() == 30.0
         assert bench.failure.reason == "startup_timeout"
         assert bench.failure.detail == "the model was not loaded within startup_timeout, 30 s"
-        assert bench.failure.log_tail == "last words of W-9000-m_1.0\n"
+        assert bench.failure.log_tail == "words of W-9000-m_1.0\n"
         assert launcher.workers[0].killed
         view = bench.slot.view()
         assert (view.pid, view.memory, view.next_try_in_s, view.failure) == (-1, 0, 1.0, bench.failure)

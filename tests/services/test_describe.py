@@ -279,6 +279,8 @@ async def test_unknown_versions(services: Services) -> None:
 
 async def test_health(services: Services, mock_clock: MockClock) -> None:
     assert services.describe.healthy(), "no model at all"
+    await services.register(model_name="idle")
+    assert services.describe.healthy(), "without workers"
     services.mar(handler="slow_load")
     await services.register(initial_workers=2)
     assert services.describe.healthy(), "while it loads"

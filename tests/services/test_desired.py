@@ -14,7 +14,7 @@ from tserve.errors import BadRequest, InvalidModel
 from tserve.services.desired import RegisterRequest, check_runtime, pool_spec, version_of
 from tserve.settings import ModelSettings, Settings
 
-PLACE = {"model_store": Path("/store"), "state_dir": Path("/state")}
+PLACE: dict[str, Any] = {"model_store": Path("/store"), "state_dir": Path("/state")}
 MANIFEST = Manifest(model_name="noop", model_version="1.11", handler="noop.py", raw={"model": {}})
 NUMBERS = ("batch_size", "max_batch_delay", "response_timeout", "startup_timeout")
 DEFAULTS = (1, 100, 120, 120)
@@ -96,7 +96,7 @@ def test_numbers(
     ask: dict[str, Any],
     yaml: dict[str, object] | None,
     given: dict[str, int],
-    settings: dict[str, int],
+    settings: dict[str, Any],
     expected: tuple[int, ...],
     at_startup: bool,
 ) -> None:

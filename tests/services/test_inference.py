@@ -91,7 +91,11 @@ async def test_every_worker_gave_up(services: Services) -> None:
     with pytest.raises(ServiceUnavailable) as refused:
         await services.predict()
     assert refused.value.cause["reason"] == "all_failed"
-    assert refused.value.cause["workers"]["reason"] == "import_error"
+    assert refused.value.cause["workers"] == {
+        "reason": "import_error",
+        "detail": "no weights",
+        "log_tail": "last words of W-9000-noop_1.0\n",
+    }
 
 
 async def test_requests_wait_for_a_worker_that_loads(services: Services, mock_clock: MockClock) -> None:

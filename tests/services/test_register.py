@@ -121,30 +121,28 @@ async def test_the_first_version_stays_the_default(services: Services) -> None:
 # ---- what is refused
 
 
-@pytest.mark.parametrize(
-    ("ask", "error", "message"),
-    [
-        ({}, BadRequest, "Parameter url is required."),
-        ({"runtime": "python4"}, BadRequest, "Parameter url is required."),
-        ({"url": "nowhere.mar", "runtime": "python4"}, BadRequest, "Invalid RuntimeType value: python4"),
-        ({"url": "", "runtime": ""}, BadRequest, "Invalid RuntimeType value: "),
-        ({"url": ""}, ModelNotFound, "empty url"),
-        ({"url": "../noop.mar"}, ModelNotFound, "Relative path is not allowed in url: ../noop.mar"),
-        ({"url": "nowhere.mar"}, ModelNotFound, "Model not found at: nowhere.mar"),
-        ({"url": "nameless.mar"}, InvalidModel, "Model name is not defined."),
-        ({"url": "runtime.mar"}, InvalidModel, "Runtime is not defined or invalid."),
-        ({"url": "garbage.tar.gz"}, InternalServer, "Failed to save model: garbage.tar.gz"),
-    ],
-)
-async def test_refusals_in_the_contracts_order(
-    services: Services, ask: dict[str, str], error: type[TserveError], message: str
-) -> None:
+REFUSED: list[tuple[dict[str, Any], type[TserveError], str]] = [
+    ({}, BadRequest, "Parameter url is required."),
+    ({"runtime": "python4"}, BadRequest, "Parameter url is required."),
+    ({"url": "nowhere.mar", "runtime": "python4"}, BadRequest, "Invalid RuntimeType value: python4"),
+    ({"url": "", "runtime": ""}, BadRequest, "Invalid RuntimeType value: "),
+    ({"url": ""}, ModelNotFound, "empty url"),
+    ({"url": "../noop.mar"}, ModelNotFound, "Relative path is not allowed in url: ../noop.mar"),
+    ({"url": "nowhere.mar"}, ModelNotFound, "Model not found at: nowhere.mar"),
+    ({"url": "nameless.mar"}, InvalidModel, "Model name is not defined."),
+    ({"url": "runtime.mar"}, InvalidModel, "Runtime is not defined or invalid."),
+    ({"url": "garbage.tar.gz"}, InternalServer, "Failed to save model: garbage.tar.gz"),
+]
+
+
+async def test_refusals_in_the_contracts_order(services: Services) -> None:
     services.mar("nameless.mar", name=None)
     services.mar("runtime.mar", runtime="java")
     (services.settings.model_store / "garbage.tar.gz").write_bytes(b"garbage")
-    with pytest.raises(error) as refused:
-        await services.management.register(RegisterRequest(**ask), actor="test")
-    assert refused.value.message == message
+    for ask, error, message in REFUSED:
+        with pytest.raises(error) as refused:
+            await services.management.register(RegisterRequest(**ask), actor="test")
+        assert refused.value.message == message
     assert services.keys() == []
     assert services.store.changes == []
     await services.same_in_store()

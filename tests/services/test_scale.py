@@ -87,28 +87,26 @@ async def test_how_many_there_are(services: Services, before: int, ask: tuple[in
     await services.same_in_store()
 
 
-@pytest.mark.parametrize(
-    ("name", "version", "ask", "error", "message"),
-    [
-        ("noop", None, {"min_worker": 2, "max_worker": 1}, BadRequest, "max_worker cannot be less than min_worker."),
-        ("fake", None, {"min_worker": 2, "max_worker": 1}, BadRequest, "max_worker cannot be less than min_worker."),
-        ("noop", None, {"max_worker": -1}, BadRequest, "max_worker cannot be less than min_worker."),
-        ("noop", None, {"max_worker": 0}, BadRequest, "max_worker cannot be less than min_worker."),
-        ("noop", None, {"min_worker": -1}, BadRequest, "min_worker cannot be negative: -1"),
-        ("noop", None, {"min_worker": -2, "max_worker": -1}, BadRequest, "min_worker cannot be negative: -2"),
-        ("fake", None, {}, ModelNotFound, "Model not found: fake"),
-        ("fake", "1.0", {}, ModelNotFound, "Model not found: fake"),
-        ("noop", "9", {}, ModelVersionNotFound, "Model version: 9 does not exist for model: noop"),
-        ("noop", "all", {}, ModelVersionNotFound, "Model version: all does not exist for model: noop"),
-    ],
-)
-async def test_refusals(
-    services: Services, name: str, version: str | None, ask: dict[str, int], error: type[TserveError], message: str
-) -> None:
+REFUSED: list[tuple[str, str | None, dict[str, int], type[TserveError], str]] = [
+    ("noop", None, {"min_worker": 2, "max_worker": 1}, BadRequest, "max_worker cannot be less than min_worker."),
+    ("fake", None, {"min_worker": 2, "max_worker": 1}, BadRequest, "max_worker cannot be less than min_worker."),
+    ("noop", None, {"max_worker": -1}, BadRequest, "max_worker cannot be less than min_worker."),
+    ("noop", None, {"max_worker": 0}, BadRequest, "max_worker cannot be less than min_worker."),
+    ("noop", None, {"min_worker": -1}, BadRequest, "min_worker cannot be negative: -1"),
+    ("noop", None, {"min_worker": -2, "max_worker": -1}, BadRequest, "min_worker cannot be negative: -2"),
+    ("fake", None, {}, ModelNotFound, "Model not found: fake"),
+    ("fake", "1.0", {}, ModelNotFound, "Model not found: fake"),
+    ("noop", "9", {}, ModelVersionNotFound, "Model version: 9 does not exist for model: noop"),
+    ("noop", "all", {}, ModelVersionNotFound, "Model version: all does not exist for model: noop"),
+]
+
+
+async def test_refusals(services: Services) -> None:
     await services.register(initial_workers=1, synchronous=True)
-    with pytest.raises(error) as refused:
-        await services.scale(name, version, **ask)
-    assert refused.value.message == message
+    for name, version, ask, error, message in REFUSED:
+        with pytest.raises(error) as refused:
+            await services.scale(name, version, **ask)
+        assert refused.value.message == message
     assert wanted(services) == (1, 1)
     assert services.statuses() == ["READY"]
     assert len(services.store.changes) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ async def load(services: Services) -> None:
     await load_models(services.management, services.keep, services.settings)
 
 
-def put(folder: Path, file: str = "noop.mar", **what: str | None) -> None:
+def put(folder: Path, file: str = "noop.mar", **what: Any) -> None:
     (folder / "store").mkdir(exist_ok=True)
     write_mar(folder / "store", file, **what)
 

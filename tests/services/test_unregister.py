@@ -51,24 +51,22 @@ async def test_a_version_among_others(services: Services) -> None:
     assert services.keys() == []
 
 
-@pytest.mark.parametrize(
-    ("name", "version", "error", "message"),
-    [
-        ("fake", None, ModelNotFound, "Model not found: fake"),
-        ("fake", "1.0", ModelNotFound, "Model not found: fake"),
-        ("noop", "9", ModelVersionNotFound, "Model version: 9 does not exist for model: noop"),
-        ("noop", "all", ModelVersionNotFound, "Model version: all does not exist for model: noop"),
-        ("noop", "1.0", DefaultVersionInUse, "Cannot remove default version for model noop"),
-        ("noop", None, DefaultVersionInUse, "Cannot remove default version for model noop"),
-    ],
-)
-async def test_refusals(
-    services: Services, name: str, version: str | None, error: type[TserveError], message: str
-) -> None:
+REFUSED: list[tuple[str, str | None, type[TserveError], str]] = [
+    ("fake", None, ModelNotFound, "Model not found: fake"),
+    ("fake", "1.0", ModelNotFound, "Model not found: fake"),
+    ("noop", "9", ModelVersionNotFound, "Model version: 9 does not exist for model: noop"),
+    ("noop", "all", ModelVersionNotFound, "Model version: all does not exist for model: noop"),
+    ("noop", "1.0", DefaultVersionInUse, "Cannot remove default version for model noop"),
+    ("noop", None, DefaultVersionInUse, "Cannot remove default version for model noop"),
+]
+
+
+async def test_refusals(services: Services) -> None:
     await two_versions(services)
-    with pytest.raises(error) as refused:
-        await services.unregister(name, version)
-    assert refused.value.message == message
+    for name, version, error, message in REFUSED:
+        with pytest.raises(error) as refused:
+            await services.unregister(name, version)
+        assert refused.value.message == message
     assert services.keys() == ["noop:1.0", "noop:2.0"]
     await services.same_in_store()
 
@@ -249,22 +247,20 @@ async def test_set_default(services: Services) -> None:
     assert await services.unregister(version="1.0") == GONE
 
 
-@pytest.mark.parametrize(
-    ("name", "version", "error", "message"),
-    [
-        ("fake", "1.0", ModelNotFound, "Model not found: fake"),
-        ("noop", "9", ModelVersionNotFound, "Model version 9 does not exist for model noop"),
-        ("noop", "", ModelVersionNotFound, "Model version  does not exist for model noop"),
-    ],
-)
-async def test_set_default_refusals(
-    services: Services, name: str, version: str, error: type[TserveError], message: str
-) -> None:
+REFUSED_DEFAULTS: list[tuple[str, str, type[TserveError], str]] = [
+    ("fake", "1.0", ModelNotFound, "Model not found: fake"),
+    ("noop", "9", ModelVersionNotFound, "Model version 9 does not exist for model noop"),
+    ("noop", "", ModelVersionNotFound, "Model version  does not exist for model noop"),
+]
+
+
+async def test_set_default_refusals(services: Services) -> None:
     """The sentence about the version has no colons here."""
     await two_versions(services)
-    with pytest.raises(error) as refused:
-        await services.management.set_default(name, version, actor="test")
-    assert refused.value.message == message
+    for name, version, error, message in REFUSED_DEFAULTS:
+        with pytest.raises(error) as refused:
+            await services.management.set_default(name, version, actor="test")
+        assert refused.value.message == message
 
 
 async def test_set_default_with_a_store_that_fails(services: Services) -> None:

@@ -40,9 +40,9 @@ def answer(model: Model, spec: WorkerSpec, requests: list[JobRequest]) -> list[J
         return BatchFailed(503, "number of batch response mismatched", detail)
     try:
         return [_reply(context, i, output, spec) for i, output in enumerate(outputs)]
-    except (TypeError, ValueError, RecursionError) as e:
+    except Exception as e:  # encoding runs code of the answer's own
         traceback.print_exc()
-        return BatchFailed(503, "Unsupported model output data type.", str(e))
+        return BatchFailed(503, "Unsupported model output data type.", _text(e))
 
 
 def _headers(request: JobRequest) -> dict[str, Any]:
@@ -106,6 +106,13 @@ def _failure_of(error: Exception) -> BatchFailed:
             code = 500  # no status at all
         # 413 is what the front end says of a request; a handler's own becomes 507, as recorded.
         return BatchFailed(507 if code == 413 else code, str(error.message), detail)
-    if isinstance(error, MemoryError) or "CUDA" in str(error):
+    if isinstance(error, MemoryError) or "CUDA" in _text(error):
         return BatchFailed(507, "Out of resources", detail)
     return BatchFailed(503, "Prediction failed", detail)
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # a __str__ of the handler's own
+        return ""

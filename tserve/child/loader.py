@@ -119,7 +119,7 @@ def _import(name: str, handler: str) -> ModuleType:
     try:
         return importlib.import_module(stock)
     except ModuleNotFoundError as e:
-        if e.name != stock:
+        if not f"{stock}.".startswith(f"{e.name}."):
             raise
     found = sorted(p.stem for p in Path.cwd().glob("*.py"))
     detail = f"no module {name!r} for handler {handler!r}; the archive has {', '.join(found) or 'no Python modules'}"

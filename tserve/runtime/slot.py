@@ -21,9 +21,9 @@ from tserve.domain.plan import SETTLED_S, Failure, FailureRun, GiveUp, PoolSpec,
 from tserve.domain.wire import BatchFailed, Frame, Kind, WireError, decode_reply, encode_batch
 from tserve.errors import InternalServer
 from tserve.runtime.jobs import Job, JobQueue
-from tserve.runtime.launcher import Launcher, Worker, WorkerGone
+from tserve.runtime.launcher import Exit, Launcher, Worker, WorkerGone
 
-EXIT_GRACE_S = 1.0  # a worker that hung up is given this to end with the exit code it meant
+EXIT_GRACE_S = 1.0  # a worker that hung up, or could not load, is given this to end with the exit code it meant
 LOG_TAIL_SHOWN = 4 << 10  # bytes of the log tail that go into an error object
 _log = logging.getLogger("tserve.runtime")
 
@@ -176,6 +176,7 @@ class Slot:
                 return await self._death(worker, "died_loading", str(e))
             if report.get("ok") is True:
                 return None
+            await self._end(worker)
             return Failure(
                 str(report.get("reason")),
                 str(report.get("detail")),
@@ -254,13 +255,8 @@ class Slot:
         return None
 
     async def _death(self, worker: Worker, reason: str, detail: str) -> Failure:
-        """Wait for the end of a worker that is as good as dead, and say what it was."""
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(EXIT_GRACE_S):
-                await worker.exited.wait()
-            by_itself = worker.exited.is_set()
-            worker.kill()
-            end = await worker.wait()
+        """What the end of a worker that is as good as dead was."""
+        by_itself, end = await self._end(worker)
         by_kernel = by_itself and end.killed
         return Failure(
             "out_of_memory_kill" if by_kernel else reason,
@@ -269,6 +265,17 @@ class Slot:
             exit=str(end) if by_itself else "did not end by itself",
             log_tail=worker.tail()[-LOG_TAIL_SHOWN:],
         )
+
+    @staticmethod
+    async def _end(worker: Worker) -> tuple[bool, Exit]:
+        """Wait for the end of a worker, so that its last words are there: whether it came by itself, and how."""
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(EXIT_GRACE_S):
+                await worker.exited.wait()
+            by_itself = worker.exited.is_set()
+            worker.kill()
+            end = await worker.wait()
+        return by_itself, end
 
     async def _recover(self, failure: Failure) -> None:
         """Wait until the next start is due, for ever when there is none."""

@@ -1,0 +1,285 @@
+"""One batch through a handler: decoding, results and failures (spec/inference.md sections 2, 3 and 4.2)."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ts.context import Context
+from ts.utils.util import PredictionException
+from tserve.child.batches import answer
+from tserve.child.loader import Model
+from tserve.domain.plan import WorkerSpec
+from tserve.domain.wire import BatchFailed, Input, JobReply, JobRequest, decode_reply, encode_reply
+
+Handler = Callable[[Any, Any], Any]
+SPEC = WorkerSpec("m", ".", "h.py", 8)
+
+
+def run(handler: Handler, *requests: JobRequest, **fields: object) -> list[JobReply] | BatchFailed:
+    """The answer as the server gets it, over the wire."""
+    model = Model(handler, Context("m", ".", None, 8, None, "0"))
+    spec = WorkerSpec("m", ".", "h.py", 8, **fields)  # type: ignore[arg-type]
+    return decode_reply(encode_reply(0, answer(model, spec, list(requests or [request()]))))
+
+
+def request(*inputs: Input, number: str = "id-1", **headers: str) -> JobRequest:
+    return JobRequest(number, headers, inputs or (Input("body", "", b""),))
+
+
+def replies(outcome: list[JobReply] | BatchFailed) -> list[JobReply]:
+    assert isinstance(outcome, list), outcome
+    return outcome
+
+
+def seen(value: Input, **fields: object) -> Any:
+    """What a handler gets for an input."""
+    rows: list[Any] = []
+
+    def handler(data: Any, context: Any) -> Any:
+        rows.extend(data)
+        return [""]
+
+    replies(run(handler, request(value), **fields))
+    return rows[0][value.name]
+
+
+# -- inputs
+
+
+@pytest.mark.parametrize(
+    ("content_type", "value", "expected"),
+    [
+        ("application/json", b'{"a": [1, 2.5, null]}', {"a": [1, 2.5, None]}),
+        ("application/json", b"3", 3),
+        ("application/json", b"{", bytearray(b"{")),
+        ("application/json", b"", bytearray()),
+        ("application/json", b"\xff", bytearray(b"\xff")),
+        ("application/json", b"[" * 100_000, bytearray(b"[" * 100_000)),
+        ("Application/JSON", b"{}", bytearray(b"{}")),
+        ("application/jsonlines", b"{}", bytearray(b"{}")),
+        ("text/plain", "grün".encode(), "grün"),
+        ("text", b"x", "x"),
+        ("text/plain", b"\xff", bytearray(b"\xff")),
+        ("Text/plain", b"x", bytearray(b"x")),
+        ("application/octet-stream", b"\0\xff", bytearray(b"\0\xff")),
+        ("", b"raw", bytearray(b"raw")),
+        ("", b"", bytearray()),
+    ],
+)
+def test_decoding_follows_the_content_type(content_type: str, value: bytes, expected: object) -> None:
+    found = seen(Input("body", content_type, value))
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", ""])
+def test_decoding_can_be_turned_off(content_type: str) -> None:
+    found = seen(Input("body", content_type, b"1"), decode_input=False)
+    assert (found, type(found)) == (bytearray(b"1"), bytearray)
+
+
+def test_undecodable_input_is_said_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    seen(Input("picture", "application/json", b"{"))
+    assert "input 'picture' is not application/json" in capsys.readouterr().err
+
+
+def test_rows_are_dicts_by_input_name() -> None:
+    rows: list[Any] = []
+
+    def handler(data: Any, context: Any) -> Any:
+        rows.append(data)
+        return [""] * len(data)
+
+    two = request(Input("a", "text/plain", b"1"), Input("b", "", b"2"), Input("a", "text/plain", b"last"))
+    run(handler, two, JobRequest("id-2", {}, ()))
+    assert rows == [[{"a": "last", "b": bytearray(b"2")}, {}]]
+
+
+def test_a_handler_sees_ids_and_headers_of_each_request() -> None:
+    found: list[Any] = []
+
+    def handler(data: Any, context: Any) -> Any:
+        for index in range(len(data)):
+            found.append((context.get_request_id(index), context.get_all_request_header(index)))
+        return [""] * len(data)
+
+    one = request(Input("body", "text/plain", b"x"), number="one", Accept="*/*", explain="False")
+    two = request(Input("accept", "a/b", b"x"), number="two", accept="header wins")
+    run(handler, one, two)
+    assert found == [
+        ("one", {"body": {"content-type": "text/plain"}, "Accept": "*/*", "explain": "False"}),
+        ("two", {"accept": "header wins"}),
+    ]
+
+
+# -- results
+
+
+@pytest.mark.parametrize(
+    ("output", "body"),
+    [
+        (b"\0\xff", b"\0\xff"),
+        (bytearray(b"ab"), b"ab"),
+        (b"", b""),
+        ("grün", "grün".encode()),
+        ("", b""),
+        (None, b"null"),
+        (True, b"true"),
+        (7, b"7"),
+        (2.5, b"2.5"),
+        (math.nan, b"NaN"),
+        (math.inf, b"Infinity"),
+        ([1, "a"], b'[\n  1,\n  "a"\n]'),
+        ([], b"[]"),
+        ((1, 2), b"[\n  1,\n  2\n]"),
+        (OrderedDict(b="grün", a=None), b'{\n  "b": "gr\\u00fcn",\n  "a": null\n}'),
+        ({1: 2}, b'{\n  "1": 2\n}'),
+    ],
+)
+def test_encoding(output: object, body: bytes) -> None:
+    assert run(lambda data, context: [output]) == [JobReply(200, "", {}, body)]
+
+
+def test_a_tensor_is_saved() -> None:
+    (reply,) = replies(run(lambda data, context: [torch.tensor([1.5, 2.0])]))
+    assert torch.equal(torch.load(io.BytesIO(reply.body)), torch.tensor([1.5, 2.0]))
+    assert reply.headers == {}
+
+
+def test_each_request_gets_its_own() -> None:
+    outcome = run(lambda data, context: ["a", b"b", {"c": 1}], request(), request(), request())
+    assert [reply.body for reply in replies(outcome)] == [b"a", b"b", b'{\n  "c": 1\n}']
+
+
+def test_headers_and_status_that_the_handler_sets() -> None:
+    def handler(data: Any, context: Any) -> Any:
+        context.set_response_content_type(0, "image/png")
+        context.set_response_header(0, "X-Custom", "1")
+        context.set_response_status(code=429, phrase="Slow Down", idx=1)
+        return ["one", "two"]
+
+    assert run(handler, request(), request()) == [
+        JobReply(200, "", {"content-type": "image/png", "X-Custom": "1"}, b"one"),
+        JobReply(429, "Slow Down", {}, b"two"),
+    ]
+
+
+def test_nothing_is_left_for_the_next_batch() -> None:
+    def handler(data: Any, context: Any) -> Any:
+        if data[0]["body"] == b"first":
+            context.set_response_header(0, "X-Custom", "1")
+            context.set_all_response_status(500, "no")
+        return [""]
+
+    model = Model(handler, Context("m", ".", None, 8, None, "0"))
+    answer(model, SPEC, [request(Input("body", "", b"first"))])
+    assert answer(model, SPEC, [request()]) == [JobReply(200, "", {}, b"")]
+
+
+def test_an_answer_that_is_too_large_fails_alone() -> None:
+    outcome = replies(run(lambda data, context: ["x" * 11, "x" * 10], request(), request(), max_response_size=10))
+    assert (outcome[1].status, outcome[1].body) == (200, b"x" * 10)
+    assert (outcome[0].status, outcome[0].headers) == (500, {"content-type": "application/json"})
+    assert json.loads(outcome[0].body) == {
+        "code": 500,
+        "type": "InternalServerException",
+        "message": "Response of 11 bytes is larger than max_response_size, 10 bytes.",
+    }
+
+
+# -- failures
+
+
+def failure(outcome: list[JobReply] | BatchFailed) -> tuple[int, str]:
+    assert isinstance(outcome, BatchFailed)
+    return outcome.code, outcome.message
+
+
+def raising(error: BaseException) -> Handler:
+    def handler(data: Any, context: Any) -> Any:
+        raise error
+
+    return handler
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("bad"), 503, "Prediction failed"),
+        (KeyError("data"), 503, "Prediction failed"),
+        (RecursionError(), 503, "Prediction failed"),
+        (Unspeakable(), 503, "Prediction failed"),
+        (ExceptionGroup("two", [ValueError(), KeyError()]), 503, "Prediction failed"),
+        (RuntimeError("CUDA error: device-side assert"), 507, "Out of resources"),
+        (ValueError("CUDA"), 507, "Out of resources"),
+        (MemoryError(), 507, "Out of resources"),
+        (PredictionException("of my own"), 500, "of my own"),
+        (PredictionException("of my own", 404), 404, "of my own"),
+        (PredictionException("of my own", 513), 513, "of my own"),
+        (PredictionException("of my own", 200), 200, "of my own"),
+        (PredictionException("of my own", 413), 507, "of my own"),
+        (PredictionException("of my own", "x"), 500, "of my own"),  # type: ignore[arg-type]
+        (PredictionException("of my own", None), 500, "of my own"),  # type: ignore[arg-type]
+        (PredictionException(("not", "text")), 500, "('not', 'text')"),  # type: ignore[arg-type]
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_what_a_handler_raises(error: Exception, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run(raising(error), request(), request())
+    assert failure(outcome) == (code, message)
+    assert isinstance(outcome, BatchFailed)
+    assert "in handler" in outcome.detail, "the traceback"
+    assert "in handler" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", [None, "text", b"bytes", {"0": 1}, ("a",), torch.zeros(1), iter([1])])
+def test_what_is_no_list(output: object) -> None:
+    outcome = run(lambda data, context: output)
+    assert failure(outcome) == (503, "Invalid model predict output")
+    assert isinstance(outcome, BatchFailed)
+    assert outcome.detail == f"the handler returned {type(output).__name__}"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_list_of_the_wrong_length(count: int) -> None:
+    outcome = run(lambda data, context: [""] * count, request(), request())
+    assert outcome == BatchFailed(503, "number of batch response mismatched", f"{count} answers for 2 requests")
+
+
+def circle() -> list[Any]:
+    ring: list[Any] = []
+    ring.append(ring)
+    return ring
+
+
+class Explosive(dict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [object(), {1, 2}, {"a": b"bytes in a dict"}, circle(), "\ud800", memoryview(b"x"), 1j, Explosive(a=1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_encoded(output: object) -> None:
+    outcome = run(lambda data, context: ["fine", output], request(), request())
+    assert failure(outcome) == (503, "Unsupported model output data type.")
+
+
+def test_an_exit_is_the_end_of_the_process() -> None:
+    with pytest.raises(SystemExit):
+        run(raising(SystemExit(3)))
