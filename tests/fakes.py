@@ -127,6 +127,7 @@ class Script:
     batch_s: float = 0.0  # slow, or silent, on a batch
     dies_on_batch: int | None = None
     deaf_on_batch: int | None = None  # hangs up, but does not end
+    dies_before_batch: int | None = None  # dies when it is about to be sent that batch
     dies_after_batch: bool = False  # dies as soon as it has answered
     garbage_on_batch: int | None = None  # answers it with what is no frame
     dies_idle_s: float = math.inf  # dies when it has had no work for so long
@@ -156,6 +157,9 @@ class FakeWorker:
 
     async def send(self, frame: Frame) -> None:
         await trio.lowlevel.checkpoint()
+        if frame.kind is Kind.BATCH and len(self.batches) + 1 == self.script.dies_before_batch:
+            self.crash(self.script.exit)
+            raise WorkerGone("hung up")
         if self.exited.is_set() or self._hung_up:
             raise WorkerGone("hung up")
         self._to_worker.send_nowait(frame)

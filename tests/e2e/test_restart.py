@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,28 @@ def test_sigterm_does_not_wait_for_a_worker_that_still_loads(
     mark, server.timeout_s = server.mark, 10
     assert server.stop() == 0
     assert processes_of(mark) == {}
+
+
+def test_a_registration_that_waits_for_its_workers_at_sigterm_stays(
+    make_server: MakeServer, store: Path, tmp_path: Path
+) -> None:
+    """As it does at kill -9: that the server stops is no failure of the model."""
+    write(store, "stuck.mar", STUCK_LOAD.format(mark=str(tmp_path / "loading")), name="stuck")
+    server = make_server()
+    server.program = ("-c", HURRIED)
+    server.start()
+
+    def ask() -> None:
+        with suppress(OSError):
+            server.register("stuck.mar", initial_workers=1, synchronous=True)
+
+    client = threading.Thread(target=ask, daemon=True)
+    client.start()
+    eventually("the model is being loaded", (tmp_path / "loading").exists)
+    assert server.stop() == 1, "the client was cut off"
+    client.join(10)
+    server.start()
+    assert server.models() == {"stuck": "stuck.mar"}
 
 
 def test_sigterm_while_models_of_the_start_are_registered(make_server: MakeServer, store: Path) -> None:

@@ -151,7 +151,7 @@ async def test_slots_share_the_queue(autojump_clock: Clock) -> None:
 
 async def test_a_bug_in_one_slot_leaves_the_others(autojump_clock: Clock) -> None:
     class Buggy(FakeLauncher):
-        def launch(self, spec: WorkerSpec, *, label: str) -> AbstractAsyncContextManager[FakeWorker]:
+        def launch(self, spec: WorkerSpec, *, label: str) -> AbstractAsyncContextManager[FakeWorker]:  # type: ignore[override]
             if label.startswith("W-9001"):
                 raise ZeroDivisionError
             return super().launch(spec, label=label)

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import trio
@@ -75,7 +76,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def slot_on(launcher: Launcher, *, run: bool = True, **settings: float) -> AsyncIterator[Bench]:
+async def slot_on(launcher: Launcher, *, run: bool = True, **settings: Any) -> AsyncIterator[Bench]:
     async with trio.open_nursery() as nursery:
         bench = Bench(launcher, pool_spec(**settings))
         if run:
@@ -232,7 +233,7 @@ async def test_garbage_for_a_load_report(autojump_clock: Clock) -> None:
 
 async def test_a_bug_of_ours_stays_in_the_slot(autojump_clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     class Buggy(FakeLauncher):
-        def launch(self, spec: WorkerSpec, *, label: str) -> AbstractAsyncContextManager[FakeWorker]:
+        def launch(self, spec: WorkerSpec, *, label: str) -> AbstractAsyncContextManager[FakeWorker]:  # type: ignore[override]
             if not self.asked:
                 self.asked = 1
                 raise ZeroDivisionError("a bug")
@@ -291,6 +292,25 @@ async def test_each_batch_has_a_timer_of_its_own(autojump_clock: Clock) -> None:
         await answered(*jobs)
         assert [job.body for job in jobs] == list("abcde")
         assert jobs[-1].at == 10.0
+
+
+async def test_a_batch_that_a_worker_never_had_goes_to_the_next_one(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(dies_before_batch=1), Script())
+    async with slot_on(launcher) as bench:
+        first, second = bench.ask("first"), bench.ask("second")
+        await answered(first, second)
+        assert (first.body, second.body) == ("first", "second")
+        assert [worker.batches for worker in launcher.workers] == [[], [[b"first"], [b"second"]]]
+
+
+async def test_a_batch_goes_back_once_only(autojump_clock: Clock) -> None:
+    """One that no worker can take must not go round for ever."""
+    launcher = FakeLauncher(Script(dies_before_batch=1), Script(dies_before_batch=1), Script())
+    async with slot_on(launcher) as bench:
+        unlucky, following = bench.ask("unlucky"), bench.ask("following")
+        await answered(unlucky, following)
+        assert (unlucky.error.message, unlucky.error.code) == ("Worker died.", 500)
+        assert following.body == "following"
 
 
 async def test_a_crash_fails_the_batch_in_hand_and_keeps_the_queue(autojump_clock: Clock) -> None:
@@ -414,7 +434,7 @@ async def test_a_handlers_failure_is_no_workers(autojump_clock: Clock) -> None:
 # -- trying again
 
 
-async def starts_of(script: Script, times: int, **settings: float) -> list[float]:
+async def starts_of(script: Script, times: int, **settings: Any) -> list[float]:
     async with slot_on(FakeLauncher(script), **settings) as bench:
         await bench.until_started(times)
         return [later - earlier for earlier, later in pairwise(bench.starts)]

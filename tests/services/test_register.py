@@ -319,6 +319,21 @@ async def test_unregistered_while_it_loads(services: Services, mock_clock: MockC
     await services.same_in_store()
 
 
+async def test_a_server_that_stops_takes_nothing_back(services: Services) -> None:
+    """What was committed is started again next time; stopping is no fault of the version."""
+    services.mar(handler="slow_load")
+
+    async def register() -> None:
+        assert (await failed_register(services)).message == "Failed to start workers for model noop version: 1.0"
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(register)
+        await until(lambda: services.launcher.asked == 1)
+        await services.reconciler.drain(drain_s=0)
+    assert services.keys() == ["noop:1.0"]
+    await services.same_in_store()
+
+
 async def test_a_newer_wish_is_not_rolled_back(services: Services, mock_clock: MockClock) -> None:
     """Scaled while it loads, the version is that caller's now; the first one still learns what happened."""
 

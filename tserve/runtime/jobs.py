@@ -27,10 +27,11 @@ class QueueClosed(Exception):
 class Job:
     """One request on its way: `on_done` is called once, with a reply or the error that its client gets.
 
-    `asked_version` is the version that the client named, for the sentence that refuses it.
+    `asked_version` is the version that the client named, for the sentence that refuses it; `returned` says that a
+    worker died before it had the job in full.
     """
 
-    __slots__ = ("_on_done", "asked_version", "done", "request")
+    __slots__ = ("_on_done", "asked_version", "done", "request", "returned")
 
     def __init__(
         self, request: JobRequest, on_done: Callable[[Outcome], None], *, asked_version: str | None = None
@@ -38,6 +39,7 @@ class Job:
         self.request = request
         self.asked_version = asked_version
         self.done = False
+        self.returned = False
         self._on_done = on_done
 
     def finish(self, outcome: Outcome) -> None:
@@ -80,8 +82,11 @@ class JobQueue:
         self._changed.unpark_all()
 
     def put_back(self, jobs: Iterable[Job]) -> None:
-        """Jobs that a worker did not begin return to the head, in their order."""
-        self._jobs.extendleft(reversed([job for job in jobs if not job.done]))
+        """Jobs that a worker did not begin return to the head, in their order, except those that did so before."""
+        again = [job for job in jobs if not job.done and not job.returned]
+        for job in again:
+            job.returned = True
+        self._jobs.extendleft(reversed(again))
         self._changed.unpark_all()
 
     def discard(self, job: Job) -> None:

@@ -238,6 +238,14 @@ class Slot:
     async def _exchange(self, worker: Worker, batch: list[Job]) -> Failure | None:
         try:
             await worker.send(encode_batch(0, [job.request for job in batch]))
+        except WorkerGone as e:
+            # It never had the whole batch, so it cannot have begun.  A job returns once: one that no worker can take
+            # must not go round for ever.
+            failed = [job for job in batch if job.returned]
+            self._queue.put_back(batch)
+            batch[:] = failed
+            return await self._death(worker, "died_idle", str(e))
+        try:
             replies = decode_reply(await worker.receive())
             if not isinstance(replies, BatchFailed) and len(replies) != len(batch):
                 raise WireError(f"{len(replies)} replies for {len(batch)} jobs")

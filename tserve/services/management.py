@@ -152,7 +152,8 @@ class Management:
         if settled.ready:
             return
         key = version.key
-        await self._roll_back(version, actor=f"{actor} (roll-back)")
+        if not settled.gone:  # else it was unregistered, or the server stops, which is no fault of the version
+            await self._roll_back(version, actor=f"{actor} (roll-back)")
         raise self._workers_failed(key.name, key.version, settled)
 
     @staticmethod
