@@ -333,7 +333,15 @@ def test_switches_are_read_and_refused(load: Load, key: str) -> None:
 
 NOT_BUILT = "not built yet, not ignored"
 NO_ADDRESSES = [
-    *("", "127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://:8080", "http://127.0.0.1:", "http://127.0.0.1:8080/"),
+    *(
+        "",
+        "127.0.0.1:8080",
+        "ftp://127.0.0.1",
+        "http://",
+        "http://:8080",
+        "http://127.0.0.1:",
+        "http://127.0.0.1:8080/",
+    ),
     *("http://a:b", "http://127.0.0.1:65536", "http://127.0.0.1:99999999999", "http://127.0.0.1:-1", "http://a:٣"),
     *("http://::1:8080", "http://[localhost]", "http://[127.0.0.1]", "http://999.1.1.1", "http://user@127.0.0.1"),
 ]

@@ -103,6 +103,8 @@ def write(
 def contents(path: Path) -> dict[str, bytes]:
     """What an archive holds, or an unpacked folder: file path to bytes."""
     if path.is_dir():
-        return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+        # A worker's interpreter may leave compiled modules beside the sources.
+        files = [file for file in path.rglob("*") if file.is_file() and file.parent.name != "__pycache__"]
+        return {str(file.relative_to(path)): file.read_bytes() for file in files}
     with zipfile.ZipFile(path) as archive:
         return {entry.filename: archive.read(entry) for entry in archive.infolist() if not entry.is_dir()}

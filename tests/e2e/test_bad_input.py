@@ -200,7 +200,6 @@ def test_scale_parameters(steady: Server, path: str) -> None:
             t.ask("PUT", f"{path}?min_worker=1&synchronous=true", 200)
 
 
-@pytest.mark.xfail(reason="no bound on the number of workers: the list of starts alone is 17 GB", strict=True)
 def test_a_huge_number_of_workers(make_server: MakeServer, store: Path) -> None:
     """It is refused; least of all may it be stored and end the server at every start."""
     write(store, "echo.mar")

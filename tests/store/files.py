@@ -27,5 +27,7 @@ def schema(database: Path) -> dict[str, str]:
 
 def python(program: str, *arguments: object) -> list[str]:
     """The command that runs `program` with the import path of this process, given as its first argument."""
+    # The tests' own folder last, so that an installed tserve is the one that is tested.
+    path = os.pathsep.join([*sys.path, str(Path(__file__).resolve().parents[2])])
     setup = "import sys; sys.path[:] = sys.argv.pop(1).split(':')\n"
-    return [sys.executable, "-c", setup + program, os.pathsep.join(sys.path), *map(str, arguments)]
+    return [sys.executable, "-c", setup + program, path, *map(str, arguments)]

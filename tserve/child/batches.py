@@ -15,6 +15,7 @@ from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import BatchFailed, Input, JobReply, JobRequest
 
 _DETAIL_LIMIT = 16 << 10
+_STATUS_LIMIT = 1 << 31  # what is a status is for the server to say; but a frame cannot carry any number
 
 
 def answer(model: Model, spec: WorkerSpec, requests: list[JobRequest]) -> list[JobReply] | BatchFailed:
@@ -71,7 +72,10 @@ def _reply(context: Any, index: int, output: Any, spec: WorkerSpec) -> JobReply:
     body = _encoded(output)
     if len(body) > spec.max_response_size:
         return _too_large(len(body), spec.max_response_size)
-    return JobReply(int(status), str(phrase or ""), headers, body)
+    status = int(status)
+    if abs(status) > _STATUS_LIMIT:
+        raise ValueError("the status is no HTTP status")
+    return JobReply(status, str(phrase or ""), headers, body)
 
 
 def _too_large(size: int, limit: int) -> JobReply:

@@ -56,8 +56,12 @@ def _serve(channel: socket.socket) -> None:
         channel.sendall(Frame(Kind.LOADED, first.id, e.report()).encode())
         sys.exit(1)
     channel.sendall(Frame(Kind.LOADED, first.id, {"ok": True}).encode())
+    worker = os.getpid()
     for frame in frames:
-        channel.sendall(_reply(model, spec, frame).encode())
+        reply = _reply(model, spec, frame).encode()
+        if os.getpid() != worker:  # a child that the handler forked came back here: it must neither answer nor read
+            os._exit(0)
+        channel.sendall(reply)
 
 
 def _reply(model: Model, spec: WorkerSpec, frame: Frame) -> Frame:

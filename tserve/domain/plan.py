@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from tserve.domain.phases import Phase
 from tserve.domain.versions import Key
 
+MOST_WORKERS = 1024  # of one version; more is a slip of the keyboard, and would end the host
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
@@ -48,7 +50,8 @@ class PoolSpec:
         """How many slots there may be: from min to max; none as soon as min is 0, whatever max says."""
         if self.min_workers == 0:
             return range(1)
-        return range(max(0, self.min_workers), max(0, self.max_workers, self.min_workers) + 1)
+        fewest = min(max(0, self.min_workers), MOST_WORKERS)
+        return range(fewest, min(max(fewest, self.max_workers), MOST_WORKERS) + 1)
 
 
 @dataclass(frozen=True, slots=True)

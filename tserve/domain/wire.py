@@ -39,7 +39,10 @@ class Frame:
     body: bytes = b""
 
     def encode(self) -> bytes:
+        """Raises WireError for a frame that the other side would refuse."""
         meta = json.dumps(self.meta, separators=(",", ":")).encode()
+        if len(meta) > META_LIMIT:
+            raise WireError(f"{len(meta)} bytes of meta are over the limit")
         return b"".join((_HEAD.pack(self.kind, len(meta), len(self.body), self.id), meta, self.body))
 
 

@@ -13,6 +13,7 @@ from tserve.services.describe import Describe
 from tserve.services.inference import Inference
 from tserve.services.management import Management
 
+HEADERS_BYTES = 32 << 10  # common clients refuse a line of 64 KiB
 _STATUSES = range(200, 1000)
 _BODILESS = (204, 304)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -97,6 +98,8 @@ def _http_reply(reply: JobReply) -> Reply:
     if reply.status not in _STATUSES:
         raise InternalServer(f"The handler set a status that HTTP does not allow: {reply.status}", code=503)
     headers = tuple((name, value.strip()) for name, value in reply.headers.items())
+    if sum(len(name) + len(value) for name, value in headers) > HEADERS_BYTES:
+        raise InternalServer(f"The handler set more than {HEADERS_BYTES} bytes of headers.", code=503)
     for name, value in headers:
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise InternalServer(f"The handler set a header that HTTP does not allow: {name!r}: {value!r}", code=503)

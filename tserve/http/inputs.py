@@ -12,13 +12,14 @@ from tserve.domain.wire import Input
 from tserve.errors import BadRequest
 from tserve.http.params import Query
 
+NAMES_BYTES = 32 << 10  # of all input names of a request: they travel in a frame's bounded head
 MOST_PARTS = 1000  # of a form; reading as many as a body can hold would take the loop for seconds
 
 
 def read_inputs(content_type: str, body: bytes) -> tuple[Input, ...]:
     """Inputs by name, the last of repeated ones; a body of no form type is the one input `body`.
 
-    Raises BadRequest for a form of more than `MOST_PARTS` parts.
+    Raises BadRequest for a form of more than `MOST_PARTS` parts, or with more than `NAMES_BYTES` of names.
     """
     kind, options = parse_options_header(content_type)
     if kind.lower() == "multipart/form-data" and options.get("boundary"):
@@ -27,6 +28,11 @@ def read_inputs(content_type: str, body: bytes) -> tuple[Input, ...]:
         inputs = _form(body)
     else:
         return (Input("body", content_type.partition(";")[0].strip(), body),)
+    if sum(len(part.name) + len(part.content_type) for part in inputs) > NAMES_BYTES:
+        raise BadRequest(
+            f"The names in the form in the request body take more than {NAMES_BYTES} bytes.",
+            cause={"field": "body", "allowed": f"names of at most {NAMES_BYTES} bytes in all"},
+        )
     return tuple({part.name: part for part in inputs}.values())
 
 

@@ -17,7 +17,20 @@ _ALWAYS = (
     ("cache-control", "no-cache; no-store, must-revalidate, private"),
     ("expires", "Thu, 01 Jan 1970 00:00:00 UTC"),
 )
-_SERVERS = frozenset({"x-request-id", "content-length", "transfer-encoding", "connection"})
+# What belongs to the server: the request id, the framing, and what HTTP/2 forbids.
+_SERVERS = frozenset(
+    [
+        "x-request-id",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "upgrade",
+    ]
+)
 
 
 def to_json(value: object) -> bytes:

@@ -165,7 +165,8 @@ class Pool:
         else:
             self._queue.close()
         if asked:
-            self._fresh = set()
+            # A slot whose first start still runs stays decisive for those who wait for it.
+            self._fresh = {slot.id for slot in self._slots if slot.id in self._fresh and not slot.tried}
         observed = [Observed(slot.id, slot.phase, slot.stopping) for slot in self._slots]
         by_id = {slot.id: slot for slot in self._slots}
         serve_out = self._spec is None or self._spec.wanted[-1] == 0

@@ -17,6 +17,15 @@ from tserve.runtime.launcher import Launcher
 from tserve.runtime.pool import Pool
 
 
+class _Look:
+    """One look at a version that callers wait for, and the pool that came of it."""
+
+    def __init__(self) -> None:
+        self.drain_s = 0.0
+        self.pool: Pool | None = None
+        self.done = trio.Event()
+
+
 class Reconciler:
     """`desired` gives the pool spec of a version, None when it is not registered."""
 
@@ -28,7 +37,7 @@ class Reconciler:
         self._numbers = itertools.count(first_slot_number)
         self._pools: dict[Key, Pool] = {}
         self._retiring: set[Pool] = set()
-        self._woken: dict[Key, tuple[float, trio.Event]] = {}
+        self._woken: dict[Key, _Look] = {}
         self._wake = trio.Event()
 
     def pool(self, key: Key) -> Pool | None:
@@ -39,15 +48,13 @@ class Reconciler:
 
         `drain_s` is the time that surplus workers get for what they have in hand.
         """
-        before = self._pools.get(key)
-        _, looked_at = self._woken.get(key, (0.0, trio.Event()))
-        self._woken[key] = drain_s, looked_at
+        look = self._woken.setdefault(key, _Look())
+        look.drain_s = drain_s
         self._wake.set()
-        await looked_at.wait()
-        pool = self._pools.get(key, before)
-        if pool is not None:
-            await pool.caught_up()
-        return pool
+        await look.done.wait()
+        if look.pool is not None:
+            await look.pool.caught_up()
+        return look.pool
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled; pools live in here."""
@@ -57,11 +64,12 @@ class Reconciler:
                 await self._wake.wait()
                 self._wake = trio.Event()
                 woken, self._woken = self._woken, {}
-                for key, (drain_s, looked_at) in woken.items():
-                    self._reconcile(nursery, key, drain_s)
-                    looked_at.set()
+                for key, look in woken.items():
+                    look.pool = self._reconcile(nursery, key, look.drain_s)
+                    look.done.set()
 
-    def _reconcile(self, nursery: trio.Nursery, key: Key, drain_s: float) -> None:
+    def _reconcile(self, nursery: trio.Nursery, key: Key, drain_s: float) -> Pool | None:
+        """The pool that follows the wish, or that leaves for it; None when there was and is nothing to do."""
         spec, pool = self._desired(key), self._pools.get(key)
         if spec is None:
             if pool is not None:
@@ -73,6 +81,7 @@ class Reconciler:
         elif spec.wanted[-1] > 0:  # a version without workers needs no machine
             pool = self._pools[key] = Pool(spec, self._launcher, self._numbers)
             nursery.start_soon(self._run_pool, pool)
+        return pool
 
     async def _run_pool(self, pool: Pool) -> None:
         try:

@@ -69,6 +69,7 @@ class Slot:
         self._worker: Worker | None = None
         self._run = FailureRun()
         self._batches = 0
+        self._number = 0  # of the last batch that was sent
 
     # -- orders
 
@@ -171,7 +172,10 @@ class Slot:
         with trio.move_on_after(timeout_s):
             try:
                 await worker.send(Frame(Kind.LOAD, 0, _as_meta(self._spec)))
-                report = (await worker.receive()).meta
+                answer = await worker.receive()
+                report = answer.meta
+                if answer.kind is not Kind.LOADED:
+                    raise WireError("the answer to a load is of another kind")
             except (WorkerGone, WireError) as e:
                 return await self._death(worker, "died_loading", str(e))
             if report.get("ok") is True:
@@ -236,8 +240,9 @@ class Slot:
         return failure
 
     async def _exchange(self, worker: Worker, batch: list[Job]) -> Failure | None:
+        self._number = number = self._number + 1
         try:
-            await worker.send(encode_batch(0, [job.request for job in batch]))
+            await worker.send(encode_batch(number, [job.request for job in batch]))
         except WorkerGone as e:
             # It never had the whole batch, so it cannot have begun.  A job returns once: one that no worker can take
             # must not go round for ever.
@@ -245,8 +250,17 @@ class Slot:
             self._queue.put_back(batch)
             batch[:] = failed
             return await self._death(worker, "died_idle", str(e))
+        except WireError as e:  # nothing has been sent; the worker is well
+            for job in batch:
+                job.finish(
+                    InternalServer(f"The batch is too large to be sent: {e}", cause={"reason": "batch_too_large"})
+                )
+            return None
         try:
-            replies = decode_reply(await worker.receive())
+            frame = await worker.receive()
+            if frame.id != number:  # a surplus answer: taken for this one it would give clients each other's answers
+                raise WireError(f"an answer to batch {frame.id} came for batch {number}")
+            replies = decode_reply(frame)
             if not isinstance(replies, BatchFailed) and len(replies) != len(batch):
                 raise WireError(f"{len(replies)} replies for {len(batch)} jobs")
         except WorkerGone as e:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from tserve.domain.model_config import ModelConfig
-from tserve.domain.plan import PoolSpec, WorkerSpec
+from tserve.domain.plan import MOST_WORKERS, PoolSpec, WorkerSpec
 from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import BadRequest, InvalidModel
 from tserve.settings import ModelSettings, Settings
 
 UNSET = -1  # also what clients send for "default" (spec/management.md section 2.1)
 UNSET_DELAY = -100
+ADDRESSABLE = 3900  # bytes of name and version in a path: a request line has 4096 (spec/management.md section 0)
 RUNTIMES = {"python": "python", "python3": "python3", "LSP": "LSP", "PYTHON": "python", "PYTHON3": "python3"}
 _NO_CONFIG = ModelConfig()
 
@@ -49,18 +51,33 @@ def check_runtime(runtime: str | None) -> None:
         )
 
 
+def check_workers(field: str, count: int) -> None:
+    """Raises BadRequest for more workers than one version may have."""
+    if count > MOST_WORKERS:
+        allowed = f"at most {MOST_WORKERS}"
+        raise BadRequest(
+            f"{field} must be {allowed}: {count}", cause={"field": field, "value": count, "allowed": allowed}
+        )
+
+
 def version_of(ask: RegisterRequest, archive: Archive, settings: Settings, *, at_startup: bool) -> Version:
     """The version that a registration asks for.  Raises InvalidModel for an archive that does not say enough."""
     manifest, config = archive.manifest, archive.config or _NO_CONFIG
     name = ask.model_name or manifest.model_name
     if not name:
         raise InvalidModel("Model name is not defined.", cause={"reason": "no_model_name"})
+    if len(quote(name)) + len(quote(manifest.model_version)) > ADDRESSABLE:
+        raise InvalidModel(
+            "Model name and version are too long to be addressed.",
+            cause={"reason": "name_too_long", "allowed": f"{ADDRESSABLE} bytes in a URL, both together"},
+        )
     runtime = ask.runtime or manifest.runtime
     if runtime is None:
         raise InvalidModel("Runtime is not defined or invalid.", cause={"allowed": sorted(RUNTIMES)})
     key = Key(name, manifest.model_version)
     given = settings.model_settings.get((key.name, key.version), ModelSettings())
     fewest, most = _workers(ask, config, given, settings, at_startup=at_startup)
+    check_workers("minWorkers" if ask.initial_workers is None else "initial_workers", fewest)
     return Version(
         key=key,
         url=ask.url or "",

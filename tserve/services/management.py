@@ -18,10 +18,10 @@ import trio
 from tserve.archive.keep import Keep
 from tserve.domain.registry import Registry
 from tserve.domain.versions import Archive, Key, Version
-from tserve.errors import BadRequest, InternalServer, ModelVersionNotFound
+from tserve.errors import BadRequest, InternalServer, ModelVersionNotFound, TserveError
 from tserve.runtime.pool import Pool, Settled
 from tserve.runtime.reconcile import Reconciler
-from tserve.services.desired import RegisterRequest, check_runtime, version_of
+from tserve.services.desired import RegisterRequest, check_runtime, check_workers, version_of
 from tserve.services.ports import Store
 from tserve.settings import Settings
 
@@ -94,6 +94,8 @@ class Management:
             await work.act()
         except Exception as e:  # handed to the client that waits, if it still does
             work.error = e
+            if not isinstance(e, TserveError):
+                _log.exception("a management call failed by an internal error")
         work.done.set()
 
     async def _see_through(self, act: Callable[[], Awaitable[None]]) -> None:
@@ -184,6 +186,7 @@ class Management:
                 f"min_worker cannot be negative: {ask.min_worker}",
                 cause={"field": "min_worker", "value": ask.min_worker, "allowed": "0 or more"},
             )
+        check_workers("min_worker", ask.min_worker)
         key = await self._want_workers(ask, most, actor)
         pool = await self._reconciler.wake(key, drain_s=math.inf if ask.timeout < 0 else float(ask.timeout))
         if not ask.synchronous:
