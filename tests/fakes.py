@@ -131,6 +131,7 @@ class Script:
     dies_after_batch: bool = False  # dies as soon as it has answered
     garbage_on_batch: int | None = None  # answers it with what is no frame
     dies_idle_s: float = math.inf  # dies when it has had no work for so long
+    surplus_on_batch: int | None = None  # answers it twice
     exit: int = 1  # the exit code of all these deaths
     answer: BatchFailed | list[JobReply] | None = None  # to every batch; else an echo of each request's first input
     leave_s: float = 0.0  # time it takes to leave when it is asked to
@@ -250,7 +251,8 @@ class FakeWorker:
             self._say(WireError("not a frame"))
             return None
         echo = [JobReply(200, "", {}, _first_input(request)) for request in requests]
-        self._say(encode_reply(frame.id, echo if self.script.answer is None else self.script.answer))
+        for _ in range(2 if len(self.batches) == self.script.surplus_on_batch else 1):
+            self._say(encode_reply(frame.id, echo if self.script.answer is None else self.script.answer))
         return self.script.exit if self.script.dies_after_batch else None
 
     def _say(self, frame: Frame | WireError) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tserve.domain.phases import Phase
 from tserve.domain.plan import (
+    MOST_WORKERS,
     Action,
     Failure,
     FailureRun,
@@ -212,3 +213,9 @@ def test_a_cause_leaves_out_what_is_empty() -> None:
     assert Failure("crashed").cause() == {"reason": "crashed"}
     full = Failure("crashed", "d", 507, "exit code 3", "tail", hopeless=True)
     assert full.cause() == {"reason": "crashed", "detail": "d", "exit": "exit code 3", "log_tail": "tail"}
+
+
+@pytest.mark.parametrize(("fewest", "most"), [(2**31 - 1, 2**31 - 1), (MOST_WORKERS + 1, 2**31 - 1), (-5, 2**31 - 1)])
+def test_no_number_that_is_stored_can_ask_for_more_than_a_host_can_bear(fewest: int, most: int) -> None:
+    wanted = spec(fewest, most).wanted
+    assert len(plan(spec(fewest, most), [], asked=True)) == wanted[0] <= MOST_WORKERS == wanted[-1]

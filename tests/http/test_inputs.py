@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tserve.domain.wire import Input
 from tserve.errors import BadRequest
-from tserve.http.inputs import MOST_PARTS, query_inputs, read_inputs
+from tserve.http.inputs import MOST_PARTS, NAMES_BYTES, query_inputs, read_inputs
 from tserve.http.params import Query
 
 FORM = "application/x-www-form-urlencoded"
@@ -154,6 +154,24 @@ def test_the_number_of_parts_is_bounded(content_type: str, form: Callable[[int],
     with pytest.raises(BadRequest) as refused:
         read_inputs(content_type, form(MOST_PARTS + 1))
     assert refused.value.cause["field"] == "body"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "form"),
+    [
+        ("application/x-www-form-urlencoded", lambda name: name + b"=1"),
+        (
+            "multipart/form-data; boundary=line",
+            lambda name: part(disposition=f'form-data; name="{name.decode()}"') + END,
+        ),
+    ],
+)
+def test_the_names_are_bounded(content_type: str, form: Callable[[bytes], bytes]) -> None:
+    """They travel in the bounded head of a frame; six bytes of it for each that is not ASCII."""
+    room = NAMES_BYTES
+    assert len(read_inputs(content_type, form(b"n" * room))) == 1
+    with pytest.raises(BadRequest, match="names"):
+        read_inputs(content_type, form(b"n" * (room + 1)))
 
 
 def test_a_boundary_that_latin_1_cannot_spell() -> None:

@@ -77,7 +77,19 @@ def test_errors_close_the_connection(status: int, closes: bool) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["x-request-id", "X-Request-Id", "Content-Length", "transfer-encoding", "Connection"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-request-id",
+        "X-Request-Id",
+        "Content-Length",
+        "transfer-encoding",
+        "Connection",
+        "TE",
+        "Upgrade",
+        "Keep-Alive",
+    ],
+)
 def test_what_a_handler_cannot_set(name: str) -> None:
     """The request id is the server's, and so is the framing of the message."""
     headers = all_headers(Reply(200, b"12", ((name, "5"), ("x-other", "6"))), "the-id", [])

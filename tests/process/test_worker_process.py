@@ -340,6 +340,13 @@ async def test_a_worker_dies_with_its_server(handler: str) -> None:
 # -- frames
 
 
+async def test_a_forked_child_that_comes_back_neither_answers_nor_reads() -> None:
+    """Its answers would be taken for those of later requests, of other clients."""
+    async with loaded("comes_back_twice.py") as worker:
+        for text in (b"one", b"two", b"three"):
+            assert await ask(worker, text) == [text]
+
+
 async def test_big_frames_go_both_ways() -> None:
     body = os.urandom(5 << 20)
     async with loaded("echo.py") as worker:

@@ -410,6 +410,25 @@ async def test_settled_is_a_failure_at_the_first_attempt_of_a_new_slot(autojump_
         assert slots(pool) == {9000: Phase.READY, 9001: Phase.BACKING_OFF}, "it is tried on"
 
 
+async def test_a_wish_that_changes_nothing_leaves_a_first_start_decisive(autojump_clock: Clock) -> None:
+    """A scale call during a synchronous registration must not make that wait out its patience and lose the cause."""
+    launcher = FakeLauncher(Script(load_s=4.0, load_dies=True))
+    async with pool_on(launcher) as pool, trio.open_nursery() as nursery:
+        found: list[Settled] = []
+
+        async def wait() -> None:
+            found.append(await settled(pool, patience_s=LONG_S))
+
+        nursery.start_soon(wait)
+        await trio.sleep(1.0)
+        await wish(pool, pool_spec(1))
+        while not found:
+            await trio.sleep(1.0)
+        assert found[0].failure is not None
+        assert found[0].failure.reason == "died_loading"
+        assert trio.current_time() < 10.0
+
+
 async def test_settled_names_the_failure_though_other_new_slots_still_load(autojump_clock: Clock) -> None:
     launcher = FakeLauncher(Script(load_dies=True), Script(load_s=100.0))
     async with pool_on(launcher, pool_spec(2)) as pool:

@@ -303,6 +303,18 @@ async def test_a_batch_that_a_worker_never_had_goes_to_the_next_one(autojump_clo
         assert [worker.batches for worker in launcher.workers] == [[], [[b"first"], [b"second"]]]
 
 
+async def test_a_surplus_answer_is_nobodys(autojump_clock: Clock) -> None:
+    """Taken for the next batch's, it would give every later client the answer of the one before."""
+    launcher = FakeLauncher(Script(surplus_on_batch=1), Script())
+    async with slot_on(launcher) as bench:
+        first, second, third = (bench.ask(text) for text in "abc")
+        await answered(first, second, third)
+        assert first.body == "a"
+        assert second.error.cause["reason"] == "bad_frame"
+        assert third.body == "c", "by the next worker"
+        assert launcher.workers[0].killed
+
+
 async def test_a_batch_goes_back_once_only(autojump_clock: Clock) -> None:
     """One that no worker can take must not go round for ever."""
     launcher = FakeLauncher(Script(dies_before_batch=1), Script(dies_before_batch=1), Script())

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tserve.domain.model_config import read_model_config
+from tserve.domain.plan import MOST_WORKERS
 from tserve.domain.versions import Archive, Key, Manifest, Version
 from tserve.errors import BadRequest, InvalidModel
-from tserve.services.desired import RegisterRequest, check_runtime, pool_spec, version_of
+from tserve.services.desired import ADDRESSABLE, RegisterRequest, check_runtime, pool_spec, version_of
 from tserve.settings import ModelSettings, Settings
 
 PLACE: dict[str, Any] = {"model_store": Path("/store"), "state_dir": Path("/state")}
@@ -249,3 +250,23 @@ def test_numbers_that_mean_nothing_are_clamped_in_effect() -> None:
     spec = pool_spec(version, Archive("d", 1, MANIFEST), Path("/kept/d"), Settings(**PLACE))
     assert (spec.batch_size, spec.worker.batch_size, spec.batch_delay_s) == (1, 1, 0.0)
     assert (spec.response_timeout_s, spec.startup_timeout_s) == (0.0, 0.0)
+
+
+def test_a_name_that_no_path_can_hold() -> None:
+    """It could never be described, scaled or unregistered."""
+    room = ADDRESSABLE - len("1.11")
+    assert wanted({"model_name": "n" * room}).key.name == "n" * room
+    with pytest.raises(InvalidModel, match="too long"):
+        wanted({"model_name": "n" * (room + 1)})
+    with pytest.raises(InvalidModel, match="too long"):
+        wanted({"model_name": "é" * (room // 6 + 1)})
+
+
+@pytest.mark.parametrize(
+    ("ask", "yaml"),
+    [({"initial_workers": MOST_WORKERS + 1}, None), (None, {"minWorkers": 2**31 - 1, "maxWorkers": 2**31 - 1})],
+)
+def test_more_workers_than_a_version_may_have(ask: dict[str, Any] | None, yaml: dict[str, object] | None) -> None:
+    with pytest.raises(BadRequest) as refused:
+        wanted(ask, yaml)
+    assert refused.value.cause["allowed"] == f"at most {MOST_WORKERS}"
