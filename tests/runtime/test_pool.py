@@ -414,19 +414,16 @@ async def test_a_wish_that_changes_nothing_leaves_a_first_start_decisive(autojum
     """A scale call during a synchronous registration must not make that wait out its patience and lose the cause."""
     launcher = FakeLauncher(Script(load_s=4.0, load_dies=True))
     async with pool_on(launcher) as pool, trio.open_nursery() as nursery:
-        found: list[Settled] = []
+        nursery.start_soon(_wish_after, pool, 1.0)
+        found = await settled(pool, patience_s=LONG_S)
+        assert found.failure is not None
+        assert found.failure.reason == "died_loading"
+        assert trio.current_time() == 4.0
 
-        async def wait() -> None:
-            found.append(await settled(pool, patience_s=LONG_S))
 
-        nursery.start_soon(wait)
-        await trio.sleep(1.0)
-        await wish(pool, pool_spec(1))
-        while not found:
-            await trio.sleep(1.0)
-        assert found[0].failure is not None
-        assert found[0].failure.reason == "died_loading"
-        assert trio.current_time() < 10.0
+async def _wish_after(pool: Pool, delay_s: float) -> None:
+    await trio.sleep(delay_s)
+    await wish(pool, pool_spec(1))
 
 
 async def test_settled_names_the_failure_though_other_new_slots_still_load(autojump_clock: Clock) -> None:
