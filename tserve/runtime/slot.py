@@ -18,7 +18,7 @@ import trio
 from tserve.domain import phases
 from tserve.domain.phases import Phase
 from tserve.domain.plan import SETTLED_S, Failure, FailureRun, GiveUp, PoolSpec, after_failure
-from tserve.domain.wire import BatchFailed, Frame, Kind, WireError, decode_reply, encode_batch
+from tserve.domain.wire import BatchFailed, Frame, JobReply, Kind, WireError, decode_reply, encode_batch
 from tserve.errors import InternalServer
 from tserve.runtime.jobs import Job, JobQueue
 from tserve.runtime.launcher import Exit, Launcher, Worker, WorkerGone
@@ -240,41 +240,52 @@ class Slot:
         return failure
 
     async def _exchange(self, worker: Worker, batch: list[Job]) -> Failure | None:
-        self._number = number = self._number + 1
+        """Send a batch, and finish its jobs with what comes back; those left over are the caller's to fail."""
+        self._number += 1
+        failure = await self._send(worker, batch)
+        if failure is not None or not batch:
+            return failure
         try:
-            await worker.send(encode_batch(number, [job.request for job in batch]))
-        except WorkerGone as e:
-            # It never had the whole batch, so it cannot have begun.  A job returns once: one that no worker can take
-            # must not go round for ever.
-            failed = [job for job in batch if job.returned]
-            self._queue.put_back(batch)
-            batch[:] = failed
-            return await self._death(worker, "died_idle", str(e))
-        except WireError as e:  # nothing has been sent; the worker is well
-            for job in batch:
-                job.finish(
-                    InternalServer(f"The batch is too large to be sent: {e}", cause={"reason": "batch_too_large"})
-                )
-            return None
-        try:
-            frame = await worker.receive()
-            if frame.id != number:  # a surplus answer: taken for this one it would give clients each other's answers
-                raise WireError(f"an answer to batch {frame.id} came for batch {number}")
-            replies = decode_reply(frame)
-            if not isinstance(replies, BatchFailed) and len(replies) != len(batch):
-                raise WireError(f"{len(replies)} replies for {len(batch)} jobs")
+            replies = await self._receive(worker, len(batch))
         except WorkerGone as e:
             return await self._death(worker, "crashed", str(e))
         except WireError as e:
             return Failure("bad_frame", str(e))
         if isinstance(replies, BatchFailed):
+            cause = {"reason": "handler_failed", "detail": replies.detail}
             for job in batch:
-                cause = {"reason": "handler_failed", "detail": replies.detail}
                 job.finish(InternalServer(replies.message, code=replies.code, cause=cause))
-            return None
-        for job, reply in zip(batch, replies, strict=True):
-            job.finish(reply)
+        else:
+            for job, reply in zip(batch, replies, strict=True):
+                job.finish(reply)
         return None
+
+    async def _send(self, worker: Worker, batch: list[Job]) -> Failure | None:
+        """Jobs that the worker cannot have begun are taken out of `batch`."""
+        try:
+            await worker.send(encode_batch(self._number, [job.request for job in batch]))
+        except WorkerGone as e:
+            # It never had the whole batch.  A job goes back once: one that no worker can take must not go round.
+            tried_before = [job for job in batch if job.returned]
+            self._queue.put_back(batch)
+            batch[:] = tried_before
+            return await self._death(worker, "died_idle", str(e))
+        except WireError as e:  # nothing has been sent; the worker is well
+            error = InternalServer(f"The batch is too large to be sent: {e}", cause={"reason": "batch_too_large"})
+            for job in batch:
+                job.finish(error)
+            batch.clear()
+        return None
+
+    async def _receive(self, worker: Worker, jobs: int) -> list[JobReply] | BatchFailed:
+        """Raises WorkerGone, and WireError for what is not the answer to the batch that was sent."""
+        frame = await worker.receive()
+        if frame.id != self._number:  # a surplus answer: taken for this one it would give clients each other's
+            raise WireError(f"an answer to batch {frame.id} came for batch {self._number}")
+        replies = decode_reply(frame)
+        if not isinstance(replies, BatchFailed) and len(replies) != jobs:
+            raise WireError(f"{len(replies)} replies for {jobs} jobs")
+        return replies
 
     async def _death(self, worker: Worker, reason: str, detail: str) -> Failure:
         """What the end of a worker that is as good as dead was."""
