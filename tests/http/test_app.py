@@ -106,6 +106,7 @@ async def test_headers_of_a_success(client: Client) -> None:
         ("x-request-id", answer.json["id"]),
         *COMMON,
         ("content-length", str(len(answer.body))),
+        ("connection", "keep-alive"),
     ]
 
 
@@ -335,7 +336,7 @@ async def test_a_body_that_no_route_reads(client: Client) -> None:
 async def test_keep_alive_after_successes_and_close_after_errors(client: Client) -> None:
     async with client.connect() as connection:
         for _ in range(3):
-            assert (await connection.ask("POST", "/seen/x", b"body")).header("connection") is None
+            assert (await connection.ask("POST", "/seen/x", b"body")).header("connection") == "keep-alive"
         assert (await connection.ask("GET", "/refused")).header("connection") == "close"
         assert await connection.ended()
 

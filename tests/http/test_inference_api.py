@@ -209,7 +209,7 @@ async def test_each_request_has_an_id_of_its_own(api: Api) -> None:
 async def test_an_answer_has_no_content_type_of_its_own(api: Api) -> None:
     await api.up(Recorder(JobReply(200, "", {}, b'{"looks": "like JSON"}')), name="noop")
     answer = await api.inference.post("/predictions/noop", b"{}", "application/json")
-    assert answer.names == ["x-request-id", "pragma", "cache-control", "expires", "content-length"]
+    assert answer.names == ["x-request-id", "pragma", "cache-control", "expires", "content-length", "connection"]
     assert answer.body == b'{"looks": "like JSON"}'
 
 
@@ -237,7 +237,7 @@ async def test_a_status_of_a_handler(api: Api) -> None:
         async with api.inference.connect() as connection:
             answer = await connection.ask("POST", "/predictions/noop", b"x")
             assert (answer.status, answer.body, answer.header("x")) == (code, b"own words", "y")
-            assert answer.header("connection") == ("close" if code >= 400 else None)
+            assert answer.header("connection") == ("close" if code >= 400 else "keep-alive")
             if code >= 400:
                 assert await connection.ended()
             else:

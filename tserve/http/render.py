@@ -62,5 +62,5 @@ def all_headers(reply: Reply, request_id: str, cors: Sequence[tuple[str, str]]) 
     """
     own = [(name, value) for name, value in reply.headers if name.lower() not in _SERVERS]
     length = ("content-length", str(len(reply.body)))
-    closing = [("connection", "close")] if reply.status >= 400 else []
-    return [*own, ("x-request-id", request_id), *cors, *_ALWAYS, length, *closing]
+    connection = ("connection", "close" if reply.status >= 400 else "keep-alive")
+    return [*own, ("x-request-id", request_id), *cors, *_ALWAYS, length, connection]
