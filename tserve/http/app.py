@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 
 from quart import Response, request
+from quart.wrappers import base
 from quart_trio import QuartTrio
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -29,6 +30,8 @@ from tserve.http.routes import Call, Reply, Table, find
 REQUEST_LINE_LIMIT = 4096
 HEADER_LIMIT = 8192
 _log = logging.getLogger("tserve.http")
+# Some releases of Quart say so; the others leave it to the connection, which cancels the request.
+_ClientLeft: type[Exception] = getattr(base, "ClientDisconnectedError", ConnectionError)
 
 
 def make_app(
@@ -79,11 +82,18 @@ async def _route(table: Table, request_id: str, max_request_size: int) -> Reply:
     handler, args, rest = find(table, request.method, path)
 
     async def body() -> bytes:
+        data = bytearray()
         try:
-            data: bytes = await request.get_data(as_text=False, cache=False)  # type: ignore[assignment]
-            return data
+            async for part in request.body:
+                data += part
+                # Quart counts as well, but some of its releases only once they have read everything.
+                if len(data) > max_request_size:
+                    raise PayloadTooLarge(max_request_size)
         except RequestEntityTooLarge:
             raise PayloadTooLarge(max_request_size) from None
+        except _ClientLeft:
+            raise BadRequest("The client left before the request body was complete.") from None
+        return bytes(data)
 
     call = Call(
         method=request.method,

@@ -20,6 +20,7 @@ from tserve.http.render import all_headers, error_reply
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _HOST_LINE = re.compile(rb"\nhost:", re.IGNORECASE)
+_REASONS = {**responses, 413: "Request Entity Too Large"}  # as recorded, whatever this Python's release calls it
 
 
 def invalid_message_response() -> tuple[int, list[tuple[bytes, bytes]], bytes]:
@@ -106,7 +107,7 @@ class Http1(H11Protocol):
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """Send; a head waits for what follows it, so that a small answer is one write."""
         if isinstance(event, h11.Response):
-            reason = responses.get(event.status_code, "")
+            reason = _REASONS.get(event.status_code, "")
             event = h11.Response(headers=event.headers, status_code=event.status_code, reason=reason)
         try:
             data = self.connection.send(event)
