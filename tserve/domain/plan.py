@@ -28,6 +28,12 @@ class WorkerSpec:
     decode_input: bool = True
     limit_max_image_pixels: bool = True
     max_response_size: int = 6553500
+    interpreter: str | None = None  # another Python than the server's
+    gpu_id: int | None = None
+    threads: int | None = None  # of OpenMP, MKL and torch; None leaves them alone
+    memory_limit: int = 0  # bytes; 0 here and below: no limit
+    process_limit: int = 0  # processes of the worker's session
+    file_limit: int = 0  # open descriptors
 
 
 @dataclass(frozen=True, slots=True)
