@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import trio
 
+from tserve.domain import history
+from tserve.domain.actor import Actor
 from tserve.domain.cursors import Cursor, token_of
+from tserve.domain.history import Event, PastEvent
 from tserve.domain.plan import PoolSpec, WorkerSpec
 from tserve.domain.registry import Contents, Registry
 from tserve.domain.versions import Archive, Key, Version
@@ -38,12 +42,23 @@ KILLED = 128 + signal.SIGKILL
 class MemoryStore:
     """A `Store` that keeps nothing (tests/store/contract.py).
 
-    `fails_with`: raised by each change while it is set.  `changes`: what was acknowledged, as (kind, key, actor).
+    `fails_with`: raised by each change while it is set; `loses_events_with`: likewise by writes of history only.
+    `changes`: what was acknowledged, as (kind, key, address).
     """
+
+    _EVENTS: ClassVar = {
+        "add_version": "register",
+        "replace_version": "scale",
+        "set_default": "set_default",
+        "remove_version": "unregister",
+    }
 
     def __init__(self) -> None:
         self.fails_with: InternalServer | None = None
         self.changes: list[tuple[str, Key, str]] = []
+        self.loses_events_with: InternalServer | None = None
+        self._past: list[PastEvent] = []
+        self._events_made = 0
         self._registry = Registry()
         self._cursors: dict[str, Cursor] = {}
         self._cursors_made = 0
@@ -58,30 +73,32 @@ class MemoryStore:
             ),
         )
 
-    async def add_version(self, version: Version, archive: Archive, *, actor: str) -> int:
+    async def add_version(self, version: Version, archive: Archive, *, actor: Actor) -> int:
         await self._may_change()
         self._registry.check_free(version.key)
         self._registry.add(version, archive)
-        return self._record("add_version", version.key, actor)
+        return self._record("add_version", version.key, actor, None, _document(version))
 
-    async def replace_version(self, version: Version, *, actor: str) -> int:
+    async def replace_version(self, version: Version, *, actor: Actor) -> int:
         await self._may_change()
         held = self._registry.find(version.key.name, version.key.version)
         self._registry.replace(replace(held, min_workers=version.min_workers, max_workers=version.max_workers))
-        return self._record("replace_version", version.key, actor)
+        before, after = ({"min_workers": v.min_workers, "max_workers": v.max_workers} for v in (held, version))
+        return self._record("replace_version", version.key, actor, before, after)
 
-    async def set_default(self, key: Key, *, actor: str) -> int:
+    async def set_default(self, key: Key, *, actor: Actor) -> int:
         await self._may_change()
         self._registry.find(key.name, key.version)
+        before, after = ({"default_version": v} for v in (self._registry.find(key.name).key.version, key.version))
         self._registry.set_default(key)
-        return self._record("set_default", key, actor)
+        return self._record("set_default", key, actor, before, after)
 
-    async def remove_version(self, key: Key, *, actor: str) -> int:
+    async def remove_version(self, key: Key, *, actor: Actor) -> int:
         await self._may_change()
-        self._registry.find(key.name, key.version)
+        held = self._registry.find(key.name, key.version)
         self._registry.check_removable(key)
         self._registry.remove(key)
-        return self._record("remove_version", key, actor)
+        return self._record("remove_version", key, actor, _document(held), None)
 
     async def load_cursors(self, *, now: float) -> list[Cursor]:
         await trio.lowlevel.checkpoint()
@@ -107,9 +124,80 @@ class MemoryStore:
         if self.fails_with is not None:
             raise self.fails_with
 
-    def _record(self, kind: str, key: Key, actor: str) -> int:
-        self.changes.append((kind, key, actor))
+    def _record(
+        self,
+        kind: str,
+        key: Key,
+        actor: Actor,
+        before: Mapping[str, object] | None,
+        after: Mapping[str, object] | None,
+    ) -> int:
+        self.changes.append((kind, key, actor.address))
+        self._add_event(Event(time.time(), self._EVENTS[kind], key, actor=actor), before, after)
         return len(self.changes)
+
+    async def add_events(self, new: Sequence[Event]) -> None:
+        await self._may_add_events()
+        for event in new:
+            self._add_event(event)
+
+    async def prune_events(self, *, now: float) -> None:
+        await self._may_add_events()
+        self._prune(now)
+
+    async def events(self, model: str, version: str | None, *, before: int | None, limit: int) -> list[PastEvent]:
+        await trio.lowlevel.checkpoint()
+        chosen = [
+            past
+            for past in reversed(self._past)
+            if past.event.key.name == model
+            and (version is None or past.event.key.version == version)
+            and (before is None or past.number < before)
+        ]
+        return chosen[:limit]
+
+    async def _may_add_events(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.loses_events_with is not None:
+            raise self.loses_events_with
+
+    def _add_event(
+        self, event: Event, before: Mapping[str, object] | None = None, after: Mapping[str, object] | None = None
+    ) -> None:
+        self._events_made += 1
+        self._past.append(PastEvent(self._events_made, event, before, after))
+        if self._events_made % history.PRUNED_EVERY == 0:
+            self._prune(event.at)
+
+    def _prune(self, now: float) -> None:
+        young = [past for past in self._past if past.event.at >= now - history.LIFE_S]
+        self._past = _newest(young, history.MOST_OF_A_MODEL, history.MOST_EVENTS)
+        tailed = _newest(
+            [past for past in self._past if past.event.log_tail], history.MOST_TAILS_OF_A_MODEL, history.MOST_TAILS
+        )
+        keep = {past.number for past in tailed}
+        self._past = [
+            past
+            if past.number in keep or not past.event.log_tail
+            else replace(past, event=replace(past.event, log_tail=""))
+            for past in self._past
+        ]
+
+
+def _document(version: Version) -> dict[str, object]:
+    return {field.name: getattr(version, field.name) for field in fields(Version) if field.name != "key"}
+
+
+def _newest(events: Sequence[PastEvent], most_of_a_model: int, most: int) -> list[PastEvent]:
+    """The newest events of each model and of all, oldest first."""
+    counts: Counter[str] = Counter()
+    kept: list[PastEvent] = []
+    for place, past in enumerate(reversed(events)):
+        name = past.event.key.name
+        counts[name] += 1
+        if counts[name] <= most_of_a_model and place < most:
+            kept.append(past)
+    return kept[::-1]
 
 
 @dataclass(frozen=True)
@@ -132,8 +220,12 @@ class Script:
     garbage_on_batch: int | None = None  # answers it with what is no frame
     dies_idle_s: float = math.inf  # dies when it has had no work for so long
     surplus_on_batch: int | None = None  # answers it twice
+    off_on_batch: int | None = None  # answers it with another's number
     exit: int = 1  # the exit code of all these deaths
     answer: BatchFailed | list[JobReply] | None = None  # to every batch; else an echo of each request's first input
+    hangs_up_idle_s: float = math.inf  # closes its socket, and lives, when it has had no work for so long
+    ignores_abort: bool = False
+    processes: int = 1
     leave_s: float = 0.0  # time it takes to leave when it is asked to
 
 
@@ -146,8 +238,11 @@ class FakeWorker:
     def __init__(self, pid: int, spec: WorkerSpec, script: Script, *, label: str) -> None:
         self.pid, self.spec, self.script, self.label = pid, spec, script, label
         self.exited = trio.Event()
+        self.ailing = trio.Event()
         self.killed = False
+        self.aborted = False
         self.loaded = False
+        self._owed = 0
         self.batches: list[list[bytes]] = []
         self._exit = 0
         self._to_worker, self._inbox = trio.open_memory_channel[Frame](math.inf)
@@ -163,6 +258,7 @@ class FakeWorker:
             raise WorkerGone("hung up")
         if self.exited.is_set() or self._hung_up:
             raise WorkerGone("hung up")
+        self._owed += 1
         self._to_worker.send_nowait(frame)
 
     async def receive(self) -> Frame:
@@ -171,15 +267,26 @@ class FakeWorker:
             if self.exited.is_set() or self._hung_up:
                 raise WorkerGone("hung up")
             await self._sent.park()
+        if isinstance(self._outbox[0], WireError):  # it does not get better
+            raise self._outbox[0]
         frame = self._outbox.popleft()
-        if isinstance(frame, WireError):
-            raise frame
+        assert isinstance(frame, Frame)
         return frame
 
     def hang_up(self) -> None:
         self._hung_up = True
         self._to_worker.close()
+        self._fall_ill()
+
+    def _fall_ill(self) -> None:
+        self.ailing.set()
         self._sent.unpark_all()
+
+    def abort(self) -> None:
+        if not self._life.cancel_called and not self.exited.is_set():
+            self.aborted = True
+            if not self.script.ignores_abort:
+                self.crash(128 + signal.SIGABRT)
 
     def kill(self) -> None:
         if not self._life.cancel_called and not self.exited.is_set():
@@ -201,6 +308,9 @@ class FakeWorker:
     def memory(self) -> int:
         return 0 if self.exited.is_set() else 1 << 20
 
+    def processes(self, *, most: int) -> int:
+        return min(most + 1, self.script.processes)
+
     async def play(self) -> None:
         """From the start of the process to its end."""
         try:
@@ -208,13 +318,16 @@ class FakeWorker:
                 self._exit = await self._work()
         finally:
             self.exited.set()
-            self._sent.unpark_all()
+            self._fall_ill()
 
     async def _work(self) -> int:
         while True:
             frame = None
             with contextlib.suppress(trio.EndOfChannel), trio.move_on_after(self._idle_s()) as patience:
                 frame = await self._inbox.receive()
+            if patience.cancelled_caught and self.script.dies_idle_s > self.script.hangs_up_idle_s:
+                self.hang_up()
+                await trio.sleep_forever()
             if patience.cancelled_caught:
                 return self.script.exit
             if frame is None:
@@ -225,7 +338,7 @@ class FakeWorker:
                 return code
 
     def _idle_s(self) -> float:
-        return self.script.dies_idle_s if self.loaded else math.inf
+        return min(self.script.dies_idle_s, self.script.hangs_up_idle_s) if self.loaded else math.inf
 
     async def _load(self, frame: Frame) -> int | None:
         await trio.sleep(self.script.load_s)
@@ -252,11 +365,17 @@ class FakeWorker:
             return None
         echo = [JobReply(200, "", {}, _first_input(request)) for request in requests]
         for _ in range(2 if len(self.batches) == self.script.surplus_on_batch else 1):
-            self._say(encode_reply(frame.id, echo if self.script.answer is None else self.script.answer))
+            number = frame.id - (len(self.batches) == self.script.off_on_batch)
+            self._say(encode_reply(number, echo if self.script.answer is None else self.script.answer))
         return self.script.exit if self.script.dies_after_batch else None
 
     def _say(self, frame: Frame | WireError) -> None:
+        if isinstance(frame, Frame) and self._owed == 0:
+            frame = WireError("a frame that nobody asked for")
+        self._owed -= 1
         self._outbox.append(frame)
+        if isinstance(frame, WireError):
+            self.ailing.set()
         self._sent.unpark_all()
 
 

@@ -1,17 +1,20 @@
-"""The contract against the real launcher and against the fake."""
+"""The contract against the real launchers and against the fake."""
 
 from __future__ import annotations
 
 import math
-import sys
+import socket
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.fakes import FakeLauncher, Script
-from tests.process.launcher_contract import LauncherContract
+from tests.process.launcher_contract import LauncherContract, spec
+from tserve.runtime.family import Family, adopt
+from tserve.runtime.fresh import FreshLauncher
 from tserve.runtime.launcher import Launcher
-from tserve.runtime.worker import SubprocessLauncher
+from tserve.runtime.zygote import ZygoteLauncher
 
 PLAYED = {
     "echo.py": Script(),
@@ -20,18 +23,39 @@ PLAYED = {
     "crash_on_predict.py": Script(dies_on_batch=1, exit=7),
     "garbage.py": Script(garbage_on_batch=1),
     "stuck.py": Script(batch_s=math.inf),
+    "hangs_up.py": Script(deaf_on_batch=1),
+    "comes_back_twice.py": Script(surplus_on_batch=1),
 }
 
 
+class _RealLauncher(LauncherContract):
+    @pytest.fixture
+    async def no_process(self, launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+        def none_left(*arguments: object) -> None:
+            raise OSError("no descriptor left")
+
+        async with launcher.launch(spec("echo.py"), label="W-0"):
+            pass  # whatever the launcher itself needs is there
+        monkeypatch.setattr(socket, "socketpair", none_left)
+
+
 @pytest.mark.process
-class TestSubprocessLauncher(LauncherContract):
+class TestFreshLauncher(_RealLauncher):
     @pytest.fixture
     def launcher(self) -> Launcher:
-        return SubprocessLauncher()
+        return FreshLauncher(Family())
 
+
+@pytest.mark.process
+class TestZygoteLauncher(_RealLauncher):
     @pytest.fixture
-    def no_process(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    async def launcher(self, nursery: trio.Nursery) -> Launcher:
+        adopt()
+        family = Family()
+        launcher = ZygoteLauncher(family, FreshLauncher(family))
+        await nursery.start(family.run)
+        await nursery.start(launcher.run)
+        return launcher
 
 
 class TestFakeLauncher(LauncherContract):
@@ -40,5 +64,5 @@ class TestFakeLauncher(LauncherContract):
         return FakeLauncher(named=PLAYED)
 
     @pytest.fixture
-    def no_process(self, launcher: FakeLauncher) -> None:
+    def no_process(self, launcher: FakeLauncher, tmp_path: Path) -> None:
         launcher.play(Script(start_error="none left"))

@@ -21,8 +21,10 @@ import trio.testing
 
 import tserve
 from tests.process.launcher_contract import HANDLERS, ask, load, send, spec
+from tserve.runtime.family import Family
+from tserve.runtime.fresh import FreshLauncher
 from tserve.runtime.launcher import Exit, Worker, WorkerGone
-from tserve.runtime.worker import TAIL_BYTES, SubprocessLauncher
+from tserve.runtime.process import TAIL_BYTES
 
 pytestmark = pytest.mark.process
 
@@ -31,7 +33,7 @@ LABEL = "W-9000-m_1.0"
 
 @asynccontextmanager
 async def loaded(handler: str) -> AsyncIterator[Worker]:
-    async with SubprocessLauncher().launch(spec(handler), label=LABEL) as worker:
+    async with FreshLauncher(Family()).launch(spec(handler), label=LABEL) as worker:
         assert (await load(worker, handler)).meta == {"ok": True}
         yield worker
 
@@ -110,7 +112,7 @@ async def test_the_tail_is_bounded_and_long_lines_do_not_pile_up(caplog: pytest.
 
 
 async def test_a_refusal_is_said_in_the_log_too() -> None:
-    async with SubprocessLauncher().launch(spec("refuses.py"), label=LABEL) as worker:
+    async with FreshLauncher(Family()).launch(spec("refuses.py"), label=LABEL) as worker:
         report = (await load(worker, "refuses.py")).meta
         await worker.wait()
         assert "RuntimeError: no weights today" in report["detail"]
@@ -242,7 +244,7 @@ async def test_nothing_is_left_after_many_lives() -> None:
     before, had = descriptors(), children()
     for number in range(30):
         with trio.CancelScope() as scope:
-            async with SubprocessLauncher().launch(spec("crash_on_start.py"), label=LABEL) as worker:
+            async with FreshLauncher(Family()).launch(spec("crash_on_start.py"), label=LABEL) as worker:
                 match number % 5:
                     case 0:
                         worker.kill()
@@ -272,7 +274,7 @@ async def test_too_few_descriptors_are_an_os_error_and_leak_none() -> None:
     for limit in (number for number in range(soft) if str(number) not in before):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         try:
-            async with SubprocessLauncher().launch(spec("echo.py"), label=LABEL):
+            async with FreshLauncher(Family()).launch(spec("echo.py"), label=LABEL):
                 break
         except OSError:
             refused += 1
@@ -292,7 +294,7 @@ async def test_a_process_that_cannot_be_watched_is_not_left_running(monkeypatch:
     before, had = descriptors(), children()
     monkeypatch.setattr(os, "pidfd_open", no_pidfd)
     with pytest.raises(OSError, match="no pidfd"):
-        async with SubprocessLauncher().launch(spec("echo.py"), label=LABEL):
+        async with FreshLauncher(Family()).launch(spec("echo.py"), label=LABEL):
             raise AssertionError
     assert descriptors().keys() == before.keys()
     assert children() == had
@@ -305,11 +307,12 @@ import trio.testing
 from dataclasses import asdict
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import Frame, Input, JobRequest, Kind, encode_batch
-from tserve.runtime.worker import SubprocessLauncher
+from tserve.runtime.family import Family
+from tserve.runtime.fresh import FreshLauncher
 
 async def main():
     spec = WorkerSpec("m", sys.argv[1], sys.argv[2], 1)
-    async with SubprocessLauncher().launch(spec, label="W") as worker:
+    async with FreshLauncher(Family()).launch(spec, label="W") as worker:
         await worker.send(Frame(Kind.LOAD, 0, asdict(spec)))
         await worker.receive()
         await worker.send(encode_batch(0, [JobRequest("id", {}, (Input("body", "", b""),))]))
@@ -354,13 +357,10 @@ async def test_big_frames_go_both_ways() -> None:
         assert await ask(worker, body, b"", body[:7]) == [body, b"", body[:7]]
 
 
-async def test_a_death_amid_a_big_frame_is_a_death() -> None:
+async def test_a_death_amid_a_frame_is_a_death() -> None:
     """Half a frame is what the kernel leaves of a worker that it kills: not a breach of the protocol."""
-    body = os.urandom(5 << 20)
-    async with loaded("echo.py") as worker:
-        await send(worker, body)
-        await trio.lowlevel.wait_readable(worker._channel)  # type: ignore[attr-defined]
-        os.kill(worker.pid, signal.SIGKILL)
+    async with loaded("half_frame.py") as worker:
+        await send(worker, b"")
         with pytest.raises(WorkerGone, match="within a frame"):
             await worker.receive()
         assert (await worker.wait()).killed

@@ -13,12 +13,13 @@ import trio
 import trio.testing
 
 from tests.fakes import Asked, FakeLauncher, FakeWorker, Script, pool_spec
+from tserve.domain.events import WorkerEvent
 from tserve.domain.phases import Phase
-from tserve.domain.plan import SETTLED_S, Failure, PoolSpec, WorkerSpec
+from tserve.domain.plan import SETTLED_S, Failure, Intensity, PoolSpec, WorkerSpec
 from tserve.domain.wire import BatchFailed, JobReply
 from tserve.runtime.jobs import JobQueue
 from tserve.runtime.launcher import Launcher
-from tserve.runtime.slot import EXIT_GRACE_S, Slot
+from tserve.runtime.slot import ABORT_GRACE_S, EXIT_GRACE_S, Slot
 
 Clock = trio.testing.MockClock
 FOREVER_S = 1e7
@@ -35,7 +36,16 @@ class Bench:
         self.starts: list[float] = [trio.current_time()]
         self.stopped = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
-        self.slot = Slot(9000, spec, self.queue, launcher, self._on_change)
+        self.events: list[WorkerEvent] = []
+        self.slot = Slot(
+            9000,
+            spec,
+            self.queue,
+            launcher,
+            self._on_change,
+            intensity=Intensity(spec.most_restarts, spec.restart_period_s),
+            report=self.events.append,
+        )
 
     def _on_change(self) -> None:
         if self.slot.phase is not self.phases[-1]:
@@ -151,8 +161,8 @@ async def test_startup_timeout(autojump_clock: Clock) -> None:
         assert trio.current_time() == 30.0
         assert bench.failure.reason == "startup_timeout"
         assert bench.failure.detail == "the model was not loaded within startup_timeout, 30 s"
-        assert bench.failure.log_tail == "words of W-9000-m_1.0\n"
-        assert launcher.workers[0].killed
+        assert bench.failure.log_tail == "last words of W-9000-m_1.0\n"
+        assert launcher.workers[0].aborted
         view = bench.slot.view()
         assert (view.pid, view.memory, view.next_try_in_s, view.failure) == (-1, 0, 1.0, bench.failure)
         await bench.until(Phase.READY)
@@ -265,10 +275,11 @@ async def test_response_timeout(autojump_clock: Clock) -> None:
             assert job.error.cause == {
                 "reason": "response_timeout",
                 "detail": "no answer within response_timeout, 3 s",
+                "log_tail": "last words of W-9000-m_1.0\n",
             }
         await answered(kept)
         assert (kept.body, kept.at) == ("kept", 4.0)
-        assert launcher.workers[0].killed
+        assert launcher.workers[0].aborted
         assert await bench.answer() == "again"
         assert len(launcher.workers) == 2
         assert bench.slot.view().restarts == 1
@@ -303,9 +314,51 @@ async def test_a_batch_that_a_worker_never_had_goes_to_the_next_one(autojump_clo
         assert [worker.batches for worker in launcher.workers] == [[], [[b"first"], [b"second"]]]
 
 
+async def test_a_worker_that_prints_nothing_when_late_is_killed_soon(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(batch_s=math.inf, ignores_abort=True), Script())
+    async with slot_on(launcher, response_timeout_s=3.0) as bench:
+        job = bench.ask("a")
+        await answered(job)
+        assert job.at == 3.0 + ABORT_GRACE_S
+        assert job.error.cause["reason"] == "response_timeout"
+        assert launcher.workers[0].killed
+
+
 async def test_a_surplus_answer_is_nobodys(autojump_clock: Clock) -> None:
     """Taken for the next batch's, it would give every later client the answer of the one before."""
     launcher = FakeLauncher(Script(surplus_on_batch=1), Script())
+    async with slot_on(launcher) as bench:
+        first, second, third = (bench.ask(text) for text in "abc")
+        await answered(first, second, third)
+        assert [job.body for job in (first, second, third)] == ["a", "b", "c"]
+        assert launcher.workers[0].killed
+        assert launcher.workers[0].batches == [[b"a"]]
+        assert bench.failure.reason == "bad_frame"
+
+
+async def test_an_idle_worker_that_says_what_nobody_asked_for_is_replaced(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(surplus_on_batch=1), Script())
+    async with slot_on(launcher) as bench:
+        assert await bench.answer() == "again"
+        await bench.until_started(2)
+        assert trio.current_time() == 0.0
+        assert bench.failure.reason == "bad_frame"
+
+
+async def test_an_idle_worker_that_hangs_up_is_replaced(autojump_clock: Clock) -> None:
+    """And is not shown as ready while it is given time to end."""
+    launcher = FakeLauncher(Script(hangs_up_idle_s=5.0), Script())
+    async with slot_on(launcher) as bench:
+        await bench.until(Phase.READY)
+        await bench.until(Phase.STOPPING)
+        assert trio.current_time() == 5.0
+        await bench.until(Phase.READY)
+        assert trio.current_time() == 5.0 + EXIT_GRACE_S
+        assert (bench.failure.reason, bench.failure.exit) == ("died_idle", "did not end by itself")
+
+
+async def test_an_answer_to_another_batch_is_no_answer(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(off_on_batch=2), Script())
     async with slot_on(launcher) as bench:
         first, second, third = (bench.ask(text) for text in "abc")
         await answered(first, second, third)
@@ -545,7 +598,7 @@ async def test_what_is_in_hand_is_killed_after_the_limit(autojump_clock: Clock) 
         assert (job.error.message, job.error.code) == ("Worker died.", 500)
         assert job.error.cause == {
             "reason": "drain_timeout",
-            "detail": "the worker was stopped before it had answered",
+            "detail": "no answer within the time to drain, 5 s",
         }
         assert worker.killed
         assert trio.current_time() == 5.0
@@ -627,7 +680,8 @@ async def stop_in(bench: Bench, phase: Phase) -> None:
     now = trio.current_time()
     await bench.stopped.wait()
     assert trio.current_time() == now
-    assert bench.phases[-2:] == [phase, Phase.STOPPED]
+    stopping = [Phase.STOPPING] if phase is Phase.LOADING else []
+    assert bench.phases[-2 - len(stopping) :] == [phase, *stopping, Phase.STOPPED]
 
 
 async def test_stop_while_loading(autojump_clock: Clock) -> None:

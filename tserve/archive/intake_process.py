@@ -87,7 +87,7 @@ async def _run(request: bytes) -> tuple[bytes, int | None]:
     # From this thread: the kernel ties the parent-death signal to the thread that forks, and Trio's own process
     # opening forks in a pooled thread, which ends after some seconds and would take the process with it.
     process = subprocess.Popen(  # noqa: ASYNC220
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd="/", start_new_session=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd="/", process_group=0
     )
     try:
         ended = os.pidfd_open(process.pid)

@@ -5,9 +5,10 @@ Blocking throughout, no event loop.  It ends when its socket does, and is killed
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
-import gc
+import faulthandler
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterator
 
 from tserve.child.batches import answer
+from tserve.child.limits import apply as apply_limits
 from tserve.child.loader import LoadFailed, Model, load
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import Decoder, Frame, Kind, decode_batch, encode_reply
@@ -25,23 +27,63 @@ _CHUNK = 1 << 18
 
 def main(argv: list[str]) -> None:
     """`argv`: the socket's descriptor and the server's pid."""
-    descriptor, parent = (int(word) for word in argv)
-    _die_with(parent)
+    descriptor, server = (int(word) for word in argv)
+    die_with(server)
     # Ctrl-C in the server's terminal is the server's business: it drains its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line_buffered()
+    work(socket.socket(fileno=descriptor))
+
+
+def die_with(server: int, number: int = signal.SIGKILL) -> None:
+    """Get a signal when the server dies; the end of this process if it is dead by now."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != server:  # it died before the signal was asked for
+        os._exit(1)
+
+
+def line_buffered() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A worker that is killed must not take its last words with it in a block buffer.
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    with socket.socket(fileno=descriptor) as channel:
+
+
+def work(channel: socket.socket) -> None:
+    """Serve one model over a connected socket, to the end of the process."""
+    del sys.argv[1:]  # nothing that a handler should take for its own
+    channel.set_inheritable(False)
+    faulthandler.enable()  # a crash in native code, or SIGABRT for a worker that does not answer, says where
+    end = _End()
+    atexit.register(end.leave)
+    with channel, end:
         _serve(channel)
-    # The interpreter's last collection would walk all of torch: 0.7 s of a worker's end without this, 0.15 with it.
-    gc.freeze()
 
 
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the signal was asked for
-        os._exit(1)
+class _End:
+    """The end of the process once the hooks of user code have run, without taking the interpreter apart: with torch in
+    it that would take a quarter of a second."""
+
+    def __init__(self) -> None:
+        self._code = 0
+        self._process = os.getpid()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SystemExit):
+            code = error.code
+            self._code = 0 if code is None else code & 0xFF if isinstance(code, int) else 1
+        elif error is not None:
+            self._code = 1
+
+    def leave(self) -> None:
+        """Registered first, it is called last; a process that a handler forked ends as it likes."""
+        if os.getpid() == self._process:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # a handler may have closed it
+                    stream.flush()
+            os._exit(self._code)
 
 
 def _serve(channel: socket.socket) -> None:
@@ -51,6 +93,7 @@ def _serve(channel: socket.socket) -> None:
         return
     spec = WorkerSpec(**first.meta)
     try:
+        apply_limits(spec)
         model = load(spec)
     except LoadFailed as e:
         channel.sendall(Frame(Kind.LOADED, first.id, e.report()).encode())

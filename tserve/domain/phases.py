@@ -14,23 +14,20 @@ class Phase(Enum):
     READY = "ready"  # waits for a batch
     BUSY = "busy"  # has a batch in hand
     DRAINING = "draining"  # told to stop; finishes what it has in hand or in the queue
-    STOPPING = "stopping"  # the process is asked to leave, then killed
+    STOPPING = "stopping"  # the process, alive or not, is being ended with its group
     BACKING_OFF = "backing off"  # waits before the next start
     FAILED = "failed"  # gave up; a scale call starts it again
     STOPPED = "stopped"  # the slot is gone
 
 
+_DOWN = frozenset({Phase.STARTING, Phase.BACKING_OFF, Phase.FAILED, Phase.STOPPED})
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.STARTING: frozenset({Phase.LOADING, Phase.BACKING_OFF, Phase.FAILED, Phase.STOPPING, Phase.STOPPED}),
-    Phase.LOADING: frozenset({Phase.READY, Phase.BACKING_OFF, Phase.FAILED, Phase.STOPPING, Phase.STOPPED}),
-    Phase.READY: frozenset(
-        {Phase.BUSY, Phase.DRAINING, Phase.STARTING, Phase.BACKING_OFF, Phase.FAILED, Phase.STOPPING}
-    ),
-    Phase.BUSY: frozenset(
-        {Phase.READY, Phase.DRAINING, Phase.STARTING, Phase.BACKING_OFF, Phase.FAILED, Phase.STOPPING}
-    ),
+    Phase.STARTING: frozenset({Phase.LOADING}) | _DOWN - {Phase.STARTING},
+    Phase.LOADING: frozenset({Phase.READY, Phase.STOPPING}),
+    Phase.READY: frozenset({Phase.BUSY, Phase.DRAINING, Phase.STOPPING}),
+    Phase.BUSY: frozenset({Phase.READY, Phase.DRAINING, Phase.STOPPING}),
     Phase.DRAINING: frozenset({Phase.STOPPING}),
-    Phase.STOPPING: frozenset({Phase.STOPPED}),
+    Phase.STOPPING: _DOWN,
     Phase.BACKING_OFF: frozenset({Phase.STARTING, Phase.STOPPED}),
     Phase.FAILED: frozenset({Phase.STARTING, Phase.STOPPED}),
     Phase.STOPPED: frozenset(),

@@ -5,12 +5,15 @@ Rules: spec/management.md sections 4.1 (scaling) and 5.4 (retries), DESIGN.md se
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tserve.domain.phases import Phase
 from tserve.domain.versions import Key
 
+FULL_TAIL = 64 << 10
 MOST_WORKERS = 1024  # of one version; more is a slip of the keyboard, and would end the host
 
 
@@ -34,6 +37,7 @@ class WorkerSpec:
     memory_limit: int = 0  # bytes; 0 here and below: no limit
     process_limit: int = 0  # processes of the worker's session
     file_limit: int = 0  # open descriptors
+    kill_grace_s: float = 2.0  # from asking the worker to leave to SIGKILL; SIGTERM comes half-way
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,11 @@ class PoolSpec:
     startup_timeout_s: float = 120.0
     retry_window_s: float = 300.0
     queue_size: int = 100
+    gpus: int = 0  # devices it may use; 0 is the processor
+    device_ids: tuple[int, ...] | None = None  # of these only those
+    parallel_level: int = 0  # devices that one worker takes; 0 here: one
+    most_restarts: int = 0  # of all workers within `restart_period_s`; 0: no limit
+    restart_period_s: float = 60.0
 
     @property
     def wanted(self) -> range:
@@ -89,10 +98,11 @@ class Retry:
 Action = Start | Stop | Retry
 
 
-def plan(spec: PoolSpec | None, slots: Sequence[Observed], *, asked: bool) -> list[Action]:
+def plan(spec: PoolSpec | None, slots: Sequence[Observed], *, asked: bool, impatient: bool = False) -> list[Action]:
     """What to do so that `slots` (oldest first) come to what `spec` wants; None wants none.
 
-    `asked` says that a client asked for this state just now: that gives slots that gave up another try.
+    `asked` says that a client asked for this state just now: that gives slots that gave up another try, with
+    `impatient` also those that wait for their next one.
     Surplus slots are stopped from the newest backwards; a slot on its way out counts as gone.
     """
     wanted = spec.wanted if spec is not None else range(1)
@@ -101,7 +111,8 @@ def plan(spec: PoolSpec | None, slots: Sequence[Observed], *, asked: bool) -> li
     actions: list[Action] = [Stop(slot.slot) for slot in reversed(surplus)]
     kept = living[: wanted[-1]]
     if asked:
-        actions += [Retry(slot.slot) for slot in kept if slot.phase is Phase.FAILED]
+        down = {Phase.FAILED, Phase.BACKING_OFF} if impatient else {Phase.FAILED}
+        actions += [Retry(slot.slot) for slot in kept if slot.phase in down]
     actions += [Start()] * (wanted[0] - len(kept))
     return actions
 
@@ -111,7 +122,8 @@ class Failure:
     """Why a worker is down.
 
     `reason` is a code of docs/errors.md, `detail` a sentence or a traceback, `code` the status clients get
-    (507 for memory, else 500), `exit` the process's end in words, `hopeless` that another try cannot help.
+    (507 for memory, else 500), `exit` the process's end in words, `log_tail` its last 64 KiB of output, `hopeless`
+    that another try cannot help, `file` what of the archive is at fault, `at` epoch seconds.
     """
 
     reason: str
@@ -120,15 +132,23 @@ class Failure:
     exit: str | None = None
     log_tail: str = ""
     hopeless: bool = False
+    file: str = ""
+    at: float = field(default_factory=time.time, compare=False)
 
     @property
     def summary(self) -> str:
         """The last line of the detail: of a traceback, the one that names the error."""
         return self.detail.strip().rpartition("\n")[2]
 
-    def cause(self) -> dict[str, object]:
-        """For the `tserve` member of an error object; empty parts are left out."""
-        parts = {"reason": self.reason, "detail": self.detail, "exit": self.exit, "log_tail": self.log_tail}
+    def cause(self, *, tail: int = FULL_TAIL) -> dict[str, object]:
+        """For the `tserve` member of an error object, with the last `tail` characters of output; no empty parts."""
+        parts = {
+            "reason": self.reason,
+            "detail": self.detail,
+            "file": self.file,
+            "exit": self.exit,
+            "log_tail": self.log_tail[-tail:],
+        }
         return {name: value for name, value in parts.items() if value}
 
 
@@ -165,3 +185,28 @@ def after_failure(
         return run, GiveUp(f"still failing {now - run.since:.0f} s after the first failure (limit {window_s:.0f} s)")
     step = run.count - (2 if run.was_loaded else 1)
     return run, 0.0 if step < 0 else float(BACKOFF_S[min(step, len(BACKOFF_S) - 1)])
+
+
+class Intensity:
+    """Restarts of one version, all slots together: more than `most` within `period_s` seconds are too many.
+
+    As supervisors of other systems have it: what dies again and again, though each start works, is left down.
+    """
+
+    def __init__(self, most: int, period_s: float) -> None:
+        self._most, self._period_s = most, period_s
+        self._times: deque[float] = deque()
+
+    def one_more(self, now: float) -> GiveUp | None:
+        """Count a restart, or refuse it."""
+        while self._times and now - self._times[0] >= self._period_s:
+            self._times.popleft()
+        if 0 < self._most <= len(self._times):
+            return GiveUp(
+                f"{len(self._times)} restarts of this version within {self._period_s:g} s (max_worker_restarts)"
+            )
+        self._times.append(now)
+        return None
+
+    def forget(self) -> None:
+        self._times.clear()

@@ -16,6 +16,7 @@ from typing import Any
 _HEAD = struct.Struct("!BxxxIQQ")  # kind, bytes of meta, bytes of body, id
 META_LIMIT = 64 << 20
 BODY_LIMIT = 4 << 30
+CONTROL_BYTES = 4096  # of the longest message between the server and the zygote
 
 
 class Kind(IntEnum):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
@@ -23,9 +23,13 @@ class WorkerGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended: `code` as a shell shows it, 128 + n for signal n."""
+    """How a process ended: `code` as a shell shows it, 128 + n for signal n.
+
+    `out_of_memory` says of a SIGKILL whether it was the kernel's, None where it does not tell.
+    """
 
     code: int
+    out_of_memory: bool | None = field(default=None, compare=False)
 
     @property
     def killed(self) -> bool:
@@ -42,10 +46,15 @@ class Exit:
 
 
 class Worker(Protocol):
-    """A running worker.  One task sends and receives; the rest may be called from any."""
+    """A running worker.  One task sends and receives; the rest may be called from any.
+
+    `exited` is set when the process has ended, `ailing` when it will answer no more: it ended, hung up, or sent what
+    is no frame or what nobody asked for.
+    """
 
     pid: int
     exited: trio.Event
+    ailing: trio.Event
 
     async def send(self, frame: Frame) -> None:
         """Raises WorkerGone."""
@@ -63,6 +72,10 @@ class Worker(Protocol):
         """End the worker and all of its process group now."""
         ...
 
+    def abort(self) -> None:
+        """End the worker in a way that has it print where it stands."""
+        ...
+
     async def wait(self) -> Exit:
         """Wait for the end of the process."""
         ...
@@ -73,6 +86,10 @@ class Worker(Protocol):
 
     def memory(self) -> int:
         """Resident bytes; 0 when unknown."""
+        ...
+
+    def processes(self, *, most: int) -> int:
+        """The worker and what it started, counted no further than just past `most`."""
         ...
 
 

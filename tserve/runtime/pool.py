@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import trio
 
+from tserve.domain.events import Report, WorkerEvent
 from tserve.domain.phases import LOADED, Phase
-from tserve.domain.plan import Failure, Observed, PoolSpec, Retry, Start, Stop, plan
+from tserve.domain.plan import Failure, Intensity, Observed, PoolSpec, Retry, Start, Stop, plan
 from tserve.domain.versions import Key
 from tserve.errors import ServiceUnavailable
 from tserve.runtime.jobs import Job, JobQueue, QueueClosed, QueueFull
 from tserve.runtime.launcher import Launcher
-from tserve.runtime.slot import Slot, SlotView
+from tserve.runtime.slot import CLIENT_TAIL, Slot, SlotView
 
 
 class NoCapacity(Exception):
@@ -25,7 +26,7 @@ class NoCapacity(Exception):
         self.reason, self.failure = reason, failure
 
     def cause(self) -> dict[str, object]:
-        why = self.failure.cause() if self.failure is not None else {}
+        why = self.failure.cause(tail=CLIENT_TAIL) if self.failure is not None else {}
         return {"reason": self.reason, **({"workers": why} if why else {})}
 
 
@@ -48,15 +49,37 @@ class Settled:
     gone: bool = False
 
 
-class Pool:
-    """One version's workers.  `run` owns the slots; `apply` and `retire` say what is wanted of them."""
+def tell_nobody(event: WorkerEvent) -> None:
+    pass
 
-    def __init__(self, spec: PoolSpec, launcher: Launcher, slot_numbers: Iterator[int]) -> None:
+
+def no_gpu(spec: PoolSpec) -> int | None:
+    return None
+
+
+Place = Callable[[PoolSpec], int | None]  # the GPU of the next slot
+
+
+class Pool:
+    """One version's workers.  `run` owns the slots; `apply` says what is wanted of them."""
+
+    def __init__(
+        self,
+        spec: PoolSpec,
+        launcher: Launcher,
+        slot_numbers: Iterator[int],
+        *,
+        report: Report = tell_nobody,
+        place: Place = no_gpu,
+    ) -> None:
         self.key: Key = spec.key
         self._spec: PoolSpec | None = spec
         self._first_spec = spec
         self._launcher = launcher
         self._numbers = slot_numbers
+        self._report = report
+        self._place = place
+        self._intensity = Intensity(spec.most_restarts, spec.restart_period_s)
         self._queue = JobQueue(spec.queue_size)
         self._slots: list[Slot] = []
         self._fresh: set[int] = set()  # slots that the last wish started, or started again
@@ -64,14 +87,19 @@ class Pool:
         self._orders = trio.Event()
         self._orders.set()
         self._asked = True
+        self._impatient = False
         self._drain_s = math.inf
         self.gone = trio.Event()
 
     # -- wishes
 
-    def apply(self, spec: PoolSpec | None, *, drain_s: float) -> None:
-        """Want what `spec` says, nothing any more for None; surplus slots get `drain_s` for what they have in hand."""
+    def apply(self, spec: PoolSpec | None, *, drain_s: float, impatient: bool = False) -> None:
+        """Want what `spec` says, nothing any more for None; surplus slots get `drain_s` for what they have in hand.
+
+        Slots that gave up are started again, with `impatient` those that wait for their next try, too.
+        """
         self._spec, self._drain_s, self._asked = spec, drain_s, True
+        self._impatient = self._impatient or impatient
         self._orders.set()
 
     async def caught_up(self) -> None:
@@ -160,17 +188,19 @@ class Pool:
 
     def _follow(self, nursery: trio.Nursery) -> None:
         asked, self._asked, self._orders = self._asked, False, trio.Event()
+        impatient, self._impatient = self._impatient, False
         if self._spec is not None and self._spec.wanted[-1] > 0:
             self._queue.open()
         else:
             self._queue.close()
         if asked:
+            self._intensity.forget()
             # A slot whose first start still runs stays decisive for those who wait for it.
             self._fresh = {slot.id for slot in self._slots if slot.id in self._fresh and not slot.tried}
         observed = [Observed(slot.id, slot.phase, slot.stopping) for slot in self._slots]
         by_id = {slot.id: slot for slot in self._slots}
         serve_out = self._spec is None or self._spec.wanted[-1] == 0
-        for action in plan(self._spec, observed, asked=asked):
+        for action in plan(self._spec, observed, asked=asked, impatient=impatient):
             match action:
                 case Start():
                     self._start_slot(nursery)
@@ -186,7 +216,17 @@ class Pool:
         self._on_change()
 
     def _start_slot(self, nursery: trio.Nursery) -> None:
-        slot = Slot(next(self._numbers), self._spec or self._first_spec, self._queue, self._launcher, self._on_change)
+        spec = self._spec or self._first_spec
+        slot = Slot(
+            next(self._numbers),
+            spec,
+            self._queue,
+            self._launcher,
+            self._on_change,
+            intensity=self._intensity,
+            report=self._report,
+            gpu_id=self._place(spec),
+        )
         self._slots.append(slot)
         self._fresh.add(slot.id)
         nursery.start_soon(self._run_slot, slot)

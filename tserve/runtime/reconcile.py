@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import trio
 
+from tserve.domain.events import Report
 from tserve.domain.plan import PoolSpec
 from tserve.domain.versions import Key
 from tserve.runtime.launcher import Launcher
-from tserve.runtime.pool import Pool
+from tserve.runtime.pool import Place, Pool, no_gpu, tell_nobody
 
 
 class _Look:
@@ -22,6 +23,7 @@ class _Look:
 
     def __init__(self) -> None:
         self.drain_s = 0.0
+        self.impatient = False
         self.pool: Pool | None = None
         self.done = trio.Event()
 
@@ -30,9 +32,17 @@ class Reconciler:
     """`desired` gives the pool spec of a version, None when it is not registered."""
 
     def __init__(
-        self, desired: Callable[[Key], PoolSpec | None], launcher: Launcher, *, first_slot_number: int
+        self,
+        desired: Callable[[Key], PoolSpec | None],
+        launcher: Launcher,
+        *,
+        first_slot_number: int,
+        report: Report = tell_nobody,
+        place: Place = no_gpu,
     ) -> None:
         self._desired = desired
+        self._report = report
+        self._place = place
         self._launcher = launcher
         self._numbers = itertools.count(first_slot_number)
         self._pools: dict[Key, Pool] = {}
@@ -43,13 +53,15 @@ class Reconciler:
     def pool(self, key: Key) -> Pool | None:
         return self._pools.get(key)
 
-    async def wake(self, key: Key, *, drain_s: float) -> Pool | None:
+    async def wake(self, key: Key, *, drain_s: float, impatient: bool = False) -> Pool | None:
         """Have a version looked at after its desired state changed; the pool as it stands once that is done.
 
-        `drain_s` is the time that surplus workers get for what they have in hand.
+        `drain_s` is the time that surplus workers get for what they have in hand; `impatient` ends the waiting of
+        those that back off.
         """
         look = self._woken.setdefault(key, _Look())
         look.drain_s = drain_s
+        look.impatient = look.impatient or impatient
         self._wake.set()
         await look.done.wait()
         if look.pool is not None:
@@ -65,21 +77,21 @@ class Reconciler:
                 self._wake = trio.Event()
                 woken, self._woken = self._woken, {}
                 for key, look in woken.items():
-                    look.pool = self._reconcile(nursery, key, look.drain_s)
+                    look.pool = self._reconcile(nursery, key, look)
                     look.done.set()
 
-    def _reconcile(self, nursery: trio.Nursery, key: Key, drain_s: float) -> Pool | None:
+    def _reconcile(self, nursery: trio.Nursery, key: Key, look: _Look) -> Pool | None:
         """The pool that follows the wish, or that leaves for it; None when there was and is nothing to do."""
         spec, pool = self._desired(key), self._pools.get(key)
         if spec is None:
             if pool is not None:
                 del self._pools[key]
                 self._retiring.add(pool)
-                pool.apply(None, drain_s=drain_s)
+                pool.apply(None, drain_s=look.drain_s)
         elif pool is not None:
-            pool.apply(spec, drain_s=drain_s)
+            pool.apply(spec, drain_s=look.drain_s, impatient=look.impatient)
         elif spec.wanted[-1] > 0:  # a version without workers needs no machine
-            pool = self._pools[key] = Pool(spec, self._launcher, self._numbers)
+            pool = self._pools[key] = Pool(spec, self._launcher, self._numbers, report=self._report, place=self._place)
             nursery.start_soon(self._run_pool, pool)
         return pool
 

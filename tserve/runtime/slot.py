@@ -11,20 +11,24 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from tserve.domain import phases
+from tserve.domain.events import Happening, Report, WorkerEvent
 from tserve.domain.phases import Phase
-from tserve.domain.plan import SETTLED_S, Failure, FailureRun, GiveUp, PoolSpec, after_failure
+from tserve.domain.plan import SETTLED_S, Failure, FailureRun, GiveUp, Intensity, PoolSpec, after_failure
+from tserve.domain.stack import innermost
 from tserve.domain.wire import BatchFailed, Frame, JobReply, Kind, WireError, decode_reply, encode_batch
 from tserve.errors import InternalServer
 from tserve.runtime.jobs import Job, JobQueue
 from tserve.runtime.launcher import Exit, Launcher, Worker, WorkerGone
 
 EXIT_GRACE_S = 1.0  # a worker that hung up, or could not load, is given this to end with the exit code it meant
-LOG_TAIL_SHOWN = 4 << 10  # bytes of the log tail that go into an error object
+ABORT_GRACE_S = 0.3  # a worker that does not answer is given this to print where it stands
+PROCESS_CHECK_S = 0.25
+CLIENT_TAIL = 4 << 10  # of the log tail, for a client whose request a worker took down
 _log = logging.getLogger("tserve.runtime")
 
 
@@ -41,13 +45,26 @@ class SlotView:
     restarts: int
     failure: Failure | None
     next_try_in_s: float | None
+    gpu_id: int | None
 
 
 class Slot:
-    """One place for a worker of a version.  `run` owns it; the other methods only give orders."""
+    """One place for a worker of a version.  `run` owns it; the other methods only give orders.
+
+    `intensity` is the version's; `gpu_id` the device that every worker in here is given.
+    """
 
     def __init__(
-        self, number: int, spec: PoolSpec, queue: JobQueue, launcher: Launcher, on_change: Callable[[], None]
+        self,
+        number: int,
+        spec: PoolSpec,
+        queue: JobQueue,
+        launcher: Launcher,
+        on_change: Callable[[], None],
+        *,
+        intensity: Intensity,
+        report: Report,
+        gpu_id: int | None = None,
     ) -> None:
         self.id = number
         self.created_at = time.time()
@@ -59,14 +76,22 @@ class Slot:
         self._queue = queue
         self._launcher = launcher
         self._on_change = on_change
+        self._intensity = intensity
+        self._report = report
+        self._gpu_id = gpu_id
         self._serve_out = False
+        self._drain_s = math.inf
         self._life = trio.CancelScope()
         self._idle = trio.CancelScope()
         self._since = trio.current_time()
         self._next_try = math.inf
         self._restarts = 0
         self._pid = -1
+        self._last_pid = -1
+        self._end = ""  # of the last worker, in words
         self._worker: Worker | None = None
+        self._was_loaded = False
+        self._verdict: Failure | None = None  # why this server killed it, as opposed to what its death looks like
         self._run = FailureRun()
         self._batches = 0
         self._number = 0  # of the last batch that was sent
@@ -80,6 +105,7 @@ class Slot:
         """
         self.stopping = True
         self._serve_out = serve_out
+        self._drain_s = drain_s
         self._life.deadline = trio.current_time() + drain_s
         if drain_s <= 0:
             self._life.cancel()
@@ -89,7 +115,7 @@ class Slot:
             self._idle.cancel()
 
     def retry(self) -> None:
-        """Start again after giving up."""
+        """Start again now, after giving up or while waiting to."""
         self.tried = False
         self._run = FailureRun()
         self._idle.cancel()
@@ -106,6 +132,7 @@ class Slot:
             restarts=self._restarts,
             failure=self.failure,
             next_try_in_s=self._next_try - now if self.phase is Phase.BACKING_OFF else None,
+            gpu_id=self._gpu_id,
         )
 
     # -- life
@@ -121,9 +148,9 @@ class Slot:
                     await self._recover(failure)
                     self._restarts += 1
         finally:
-            if self.phase in phases.LOADED:
-                self._enter(Phase.STOPPING)
+            self._end_phase()
             self._enter(Phase.STOPPED)
+            self._tell(Happening.STOPPED, exit=self._end)
 
     async def _guarded(self) -> Failure | None:
         """One worker's life inside the error boundary of its version: a bug here must not end the others."""
@@ -137,16 +164,21 @@ class Slot:
         """Start, load and serve until the worker is of no use any more: None when it was told to leave."""
         if self.phase is not Phase.STARTING:
             self._enter(Phase.STARTING)
+        self._was_loaded, self._verdict = False, None
         outcome: Failure | None = None
+        spec = replace(self._spec.worker, gpu_id=self._gpu_id)
         with trio.CancelScope() as self._idle:
             try:
-                async with self._launcher.launch(self._spec.worker, label=self._label()) as worker:
-                    self._worker, self._pid = worker, worker.pid
-                    outcome = await self._load_and_serve(worker)
-                    if outcome is not None:
-                        worker.kill()  # it failed; there is nothing that it could still finish
-                    elif self.phase in phases.LOADED:
-                        self._enter(Phase.STOPPING)
+                async with self._launcher.launch(spec, label=self._label()) as worker:
+                    self._worker, self._pid, self._last_pid = worker, worker.pid, worker.pid
+                    try:
+                        outcome = await self._load_and_serve(worker)
+                    finally:
+                        self._end_phase()
+                        if outcome is not None:
+                            worker.kill()  # it failed; there is nothing that it could still finish
+                with trio.CancelScope(shield=True):
+                    self._end = str(await worker.wait())
             except OSError as e:
                 outcome = Failure("start_failed", f"no process could be started: {e}")
             finally:
@@ -155,17 +187,29 @@ class Slot:
 
     async def _load_and_serve(self, worker: Worker) -> Failure | None:
         self._enter(Phase.LOADING)
-        failure = await self._load(worker)
-        if failure is not None:
-            return failure
-        loaded_at, self._batches = trio.current_time(), 0
-        self.tried = True
-        self._enter(Phase.READY)
-        _log.info("%s is ready, pid %d", self._label(), worker.pid)
-        failure = await self._serve(worker)
-        if self._batches or trio.current_time() - loaded_at >= SETTLED_S:
-            self._run = FailureRun()
+        async with trio.open_nursery() as nursery:
+            if self._spec.worker.process_limit > 0:
+                nursery.start_soon(self._count_processes, worker, self._spec.worker.process_limit)
+            began = trio.current_time()
+            failure = await self._load(worker)
+            if failure is None:
+                loaded_at, self._batches = trio.current_time(), 0
+                self.tried = self._was_loaded = True
+                self._enter(Phase.READY)
+                _log.info("%s is ready, pid %d", self._label(), worker.pid)
+                self._tell(Happening.READY, load_s=round(loaded_at - began, 3))
+                failure = await self._serve(worker)
+                if self._batches or trio.current_time() - loaded_at >= SETTLED_S:
+                    self._run = FailureRun()
+            nursery.cancel_scope.cancel()
         return failure
+
+    async def _count_processes(self, worker: Worker, limit: int) -> None:
+        """The kernel's own limit counts a user's processes, and none of root's."""
+        while (count := worker.processes(most=limit)) <= limit:  # noqa: ASYNC110 - nothing tells of a fork
+            await trio.sleep(PROCESS_CHECK_S)
+        self._verdict = Failure("process_limit", f"{count} processes, worker_process_limit is {limit}")
+        worker.kill()
 
     async def _load(self, worker: Worker) -> Failure | None:
         timeout_s = self._spec.startup_timeout_s
@@ -180,30 +224,31 @@ class Slot:
                 return await self._death(worker, "died_loading", str(e))
             if report.get("ok") is True:
                 return None
-            await self._end(worker)
+            await self._last_words(worker)
             return Failure(
                 str(report.get("reason")),
                 str(report.get("detail")),
                 code=507 if report.get("code") == 507 else 500,
-                log_tail=worker.tail()[-LOG_TAIL_SHOWN:],
+                log_tail=worker.tail(),
                 hopeless=report.get("hopeless") is True,
+                file=str(report.get("file") or ""),
             )
         detail = f"the model was not loaded within startup_timeout, {timeout_s:g} s"
-        return Failure("startup_timeout", detail, log_tail=worker.tail()[-LOG_TAIL_SHOWN:])
+        return await self._unresponsive(worker, "startup_timeout", detail)
 
     async def _serve(self, worker: Worker) -> Failure | None:
         """Batch after batch.  A worker that dies while it waits ends the waiting."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._end_waiting_at_exit, worker)
+            nursery.start_soon(self._stop_waiting_when_ailing, worker)
             failure = None
             while failure is None and not self._finished():
                 with trio.CancelScope() as self._idle:
-                    if worker.exited.is_set():
+                    if worker.ailing.is_set():
                         self._idle.cancel()
                     batch = await self._queue.take(max(1, self._spec.batch_size), self._spec.batch_delay_s)
                 if self._idle.cancelled_caught:
-                    if worker.exited.is_set():
-                        failure = await self._death(worker, "died_idle", "the worker ended while it waited for work")
+                    if worker.ailing.is_set():
+                        failure = await self._idle_death(worker)
                 elif batch:
                     failure = await self._answer(worker, batch)
             nursery.cancel_scope.cancel()
@@ -213,26 +258,39 @@ class Slot:
         """Told to leave, and nothing left to do; a slot that gave up is no help with the queue."""
         return self.stopping and (self.phase is Phase.FAILED or not self._serve_out or self._queue.empty)
 
-    async def _end_waiting_at_exit(self, worker: Worker) -> None:
-        await worker.exited.wait()
+    async def _stop_waiting_when_ailing(self, worker: Worker) -> None:
+        await worker.ailing.wait()
         if self.phase is Phase.READY:
             self._idle.cancel()
+
+    async def _idle_death(self, worker: Worker) -> Failure:
+        """What became of a worker that nobody had asked anything."""
+        try:
+            await worker.receive()
+        except WorkerGone:
+            return await self._death(worker, "died_idle", "the worker ended while it waited for work")
+        except WireError as e:
+            return await self._death(worker, "bad_frame", str(e), grace_s=0)
+        return await self._death(worker, "bad_frame", "the worker sent what nobody had asked for", grace_s=0)
 
     async def _answer(self, worker: Worker, batch: list[Job]) -> Failure | None:
         """Have the worker answer a batch.  Every job of it is finished when this ends, in whatever way."""
         if self.phase is Phase.READY:
             self._enter(Phase.DRAINING if self.stopping else Phase.BUSY)
-        failure: Failure | None = Failure("drain_timeout", "the worker was stopped before it had answered")
+        failure: Failure | None = None
         timeout_s = self._spec.response_timeout_s
         try:
             with trio.move_on_after(timeout_s) as scope:
                 failure = await self._exchange(worker, batch)
             if scope.cancelled_caught:
-                failure = Failure("response_timeout", f"no answer within response_timeout, {timeout_s:g} s")
+                detail = f"no answer within response_timeout, {timeout_s:g} s"
+                failure = await self._unresponsive(worker, "response_timeout", detail)
         finally:
-            if failure is not None:
+            if not all(job.done for job in batch):
+                why = failure or Failure("drain_timeout", f"no answer within the time to drain, {self._drain_s:g} s")
+                cause = why.cause(tail=CLIENT_TAIL)
                 for job in batch:
-                    job.finish(InternalServer("Worker died.", code=failure.code, cause=failure.cause()))
+                    job.finish(InternalServer("Worker died.", code=why.code, cause=cause))
         if failure is None:
             self._batches += 1
             if self.phase is Phase.BUSY:
@@ -250,7 +308,7 @@ class Slot:
         except WorkerGone as e:
             return await self._death(worker, "crashed", str(e))
         except WireError as e:
-            return Failure("bad_frame", str(e))
+            return await self._death(worker, "bad_frame", str(e), grace_s=0)
         if isinstance(replies, BatchFailed):
             cause = {"reason": "handler_failed", "detail": replies.detail}
             for job in batch:
@@ -287,23 +345,36 @@ class Slot:
             raise WireError(f"{len(replies)} replies for {jobs} jobs")
         return replies
 
-    async def _death(self, worker: Worker, reason: str, detail: str) -> Failure:
-        """What the end of a worker that is as good as dead was."""
-        by_itself, end = await self._end(worker)
-        by_kernel = by_itself and end.killed
-        return Failure(
-            "out_of_memory_kill" if by_kernel else reason,
-            detail,
-            code=507 if by_kernel else 500,
-            exit=str(end) if by_itself else "did not end by itself",
-            log_tail=worker.tail()[-LOG_TAIL_SHOWN:],
-        )
+    async def _death(self, worker: Worker, reason: str, detail: str, *, grace_s: float = EXIT_GRACE_S) -> Failure:
+        """What the end of a worker that is as good as dead was; `grace_s` is what it gets to end by itself."""
+        by_itself, end = await self._last_words(worker, grace_s=grace_s)
+        failure = self._verdict or Failure(reason, detail)
+        if by_itself and end.killed and self._verdict is None:
+            # Who cannot know whether the kernel did it takes it for that, as the recorded server does.
+            failure = (
+                Failure("killed", "somebody sent it SIGKILL")
+                if end.out_of_memory is False
+                else Failure("out_of_memory_kill", "killed by the kernel when memory ran out", code=507)
+            )
+        words = str(end) if by_itself or self._verdict is not None else "did not end by itself"
+        return replace(failure, exit=words, log_tail=worker.tail(), file=self._where(worker))
 
-    @staticmethod
-    async def _end(worker: Worker) -> tuple[bool, Exit]:
-        """Wait for the end of a worker, so that its last words are there: whether it came by itself, and how."""
+    async def _unresponsive(self, worker: Worker, reason: str, detail: str) -> Failure:
+        """End a worker that is late; what it prints on the way out says where it stands."""
+        self._end_phase()
+        worker.abort()
+        await self._last_words(worker, grace_s=ABORT_GRACE_S)
+        return Failure(reason, detail, log_tail=worker.tail(), file=self._where(worker))
+
+    def _where(self, worker: Worker) -> str:
+        """The line of the model's own code that a worker printed at its end."""
+        return innermost(worker.tail(), self._spec.worker.model_dir)
+
+    async def _last_words(self, worker: Worker, *, grace_s: float = EXIT_GRACE_S) -> tuple[bool, Exit]:
+        """Wait for the end of a worker, so that all of its output is there: whether it came by itself, and how."""
+        self._end_phase()
         with trio.CancelScope(shield=True):
-            with trio.move_on_after(EXIT_GRACE_S):
+            with trio.move_on_after(grace_s):
                 await worker.exited.wait()
             by_itself = worker.exited.is_set()
             worker.kill()
@@ -312,18 +383,22 @@ class Slot:
 
     async def _recover(self, failure: Failure) -> None:
         """Wait until the next start is due, for ever when there is none."""
-        was_loaded = self.phase in phases.LOADED
         self.failure, self.tried = failure, True
         now = trio.current_time()
         self._run, verdict = after_failure(
-            self._run, failure, was_loaded=was_loaded, now=now, window_s=self._spec.retry_window_s
+            self._run, failure, was_loaded=self._was_loaded, now=now, window_s=self._spec.retry_window_s
         )
+        if not isinstance(verdict, GiveUp):
+            verdict = self._intensity.one_more(now) or verdict
         _log.warning("%s is down: %s, %s", self._label(), failure.reason, failure.exit or failure.summary)
         if isinstance(verdict, GiveUp):
             _log.warning("%s is not started again: %s", self._label(), verdict.why)
+            self._tell(Happening.GAVE_UP, failure, why=verdict.why)
             self._enter(Phase.FAILED)
             await self._pause(math.inf)
-        elif verdict > 0:
+            return
+        self._tell(Happening.DIED, failure, next_try_s=verdict)
+        if verdict > 0:
             _log.info("%s is started again in %g s", self._label(), verdict)
             self._next_try = now + verdict
             self._enter(Phase.BACKING_OFF)
@@ -332,6 +407,17 @@ class Slot:
     async def _pause(self, seconds: float) -> None:
         with trio.move_on_after(seconds) as self._idle:
             await trio.sleep_forever()
+
+    def _tell(self, kind: Happening, failure: Failure | None = None, **more: object) -> None:
+        cause = failure.cause() if failure is not None else {}
+        tail = str(cause.pop("log_tail", ""))
+        event = WorkerEvent(time.time(), self._spec.key, self.id, self._last_pid, kind, {**cause, **more}, tail)
+        self._report(event)
+
+    def _end_phase(self) -> None:
+        """The process, if there is one, is of no use from now on."""
+        if self.phase is Phase.LOADING or self.phase in phases.LOADED:
+            self._enter(Phase.STOPPING)
 
     def _enter(self, phase: Phase) -> None:
         phases.check(self.phase, phase)

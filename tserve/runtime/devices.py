@@ -1,0 +1,130 @@
+"""The GPUs of this machine through NVML, the driver's library, by way of the package `pynvml` where it is installed.
+
+NVML may block for as long as the driver likes, so that it is only ever called in one thread of its own.  What others
+read is what was found there last.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+from types import ModuleType
+from typing import Any
+
+import trio
+
+from tserve.domain.devices import USAGE_UNKNOWN
+
+REFRESH_S = 0.8  # with the reading itself, what is shown is at most a second old
+STALE_S = 5.0  # figures of a driver that stopped answering are shown no longer than this
+_log = logging.getLogger("tserve.runtime")
+
+
+class NvmlDevices:
+    """`most` bounds their number, None does not; `visible` is CUDA_VISIBLE_DEVICES, None when it is not set."""
+
+    def __init__(self, *, most: int | None = None, visible: str | None = None) -> None:
+        self._most = most
+        self._visible = visible
+        self._nvml: ModuleType | None = None
+        self._handles: list[Any] = []
+        self._texts: list[str] = []
+        self._read_at = -math.inf
+        self._looked = trio.Event()
+        self._looking = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def detect(self) -> None:
+        """Look which GPUs there are, the first time; nothing is imported on a machine that cannot have any."""
+        async with self._looking:
+            if self._looked.is_set():
+                return
+            if self._most != 0 and self._visible != "" and importlib.util.find_spec("pynvml") is not None:
+                self._handles = await trio.to_thread.run_sync(self._find, limiter=self._limiter)
+                _log.info("GPUs to use: %d", len(self._handles))
+            self._looked.set()
+
+    def count(self) -> int:
+        return len(self._handles)
+
+    def usage(self, gpu_id: int) -> str:
+        """As describe shows it (spec/management.md section 6)."""
+        fresh = trio.current_time() - self._read_at <= STALE_S
+        return self._texts[gpu_id] if fresh and gpu_id < len(self._texts) else USAGE_UNKNOWN
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the figures fresh until cancelled; without a GPU there is nothing to do."""
+        task_status.started()
+        await self._looked.wait()
+        while self._handles:
+            self._texts = await trio.to_thread.run_sync(self._read, limiter=self._limiter)
+            self._read_at = trio.current_time()
+            await trio.sleep(REFRESH_S)
+
+    # -- in the thread
+
+    def _find(self) -> list[Any]:
+        try:
+            self._nvml = nvml = importlib.import_module("pynvml")
+        except (ImportError, OSError) as e:
+            _log.warning("pynvml cannot be imported, no GPU is used: %s", e)
+            return []
+        try:
+            nvml.nvmlInit()
+            handles = _visible_handles(nvml, self._visible)
+        except nvml.NVMLError as e:
+            _log.warning("NVML does not answer, no GPU is used: %s", e)
+            return []
+        return handles[: self._most]
+
+    def _read(self) -> list[str]:
+        return [self._usage(number, handle) for number, handle in enumerate(self._handles)]
+
+    def _usage(self, number: int, handle: Any) -> str:
+        assert self._nvml is not None
+        try:
+            rates = self._nvml.nvmlDeviceGetUtilizationRates(handle)
+            used = self._nvml.nvmlDeviceGetMemoryInfo(handle).used
+        except self._nvml.NVMLError:
+            return USAGE_UNKNOWN
+        return (
+            f"gpuId::{number} utilization.gpu::{rates.gpu} % utilization.memory::{rates.memory} % "
+            f"memory.used::{used >> 20} MiB"
+        )
+
+
+def _visible_handles(nvml: ModuleType, visible: str | None) -> list[Any]:
+    """Handles in the order in which workers see the devices.
+
+    CUDA reads the list up to the first entry that names no device; entries are numbers, or UUIDs that may be cut short.
+    """
+    handles = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
+    if visible is None:
+        return handles
+    found = []
+    for entry in (part.strip() for part in visible.split(",")):
+        handle = _named(nvml, handles, entry)
+        if handle is None:
+            break
+        found.append(handle)
+    return found
+
+
+def _named(nvml: ModuleType, handles: list[Any], entry: str) -> Any:
+    if entry.isdecimal():
+        return handles[int(entry)] if int(entry) < len(handles) else None
+    if entry.startswith("MIG-"):
+        try:
+            return nvml.nvmlDeviceGetHandleByUUID(entry)
+        except nvml.NVMLError:
+            return None
+    if not entry.startswith("GPU-"):
+        return None
+    return next((handle for handle in handles if _uuid(nvml, handle).startswith(entry)), None)
+
+
+def _uuid(nvml: ModuleType, handle: Any) -> str:
+    uuid = nvml.nvmlDeviceGetUUID(handle)
+    return uuid.decode() if isinstance(uuid, bytes) else str(uuid)  # older releases give bytes

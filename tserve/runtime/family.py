@@ -1,0 +1,132 @@
+"""The server's descendants: which process groups it has to end, and what it adopts from workers that died.
+
+The server is the reaper of everything below it, so that forked workers are its children and what a dead worker
+leaves behind comes to it instead of to process 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import trio
+
+from tserve.runtime.memory_kills import MemoryKills
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt() -> None:
+    """Become the parent of every orphan below this process.  Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of a process, adopted ones included; empty once it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (task / "children").read_bytes().split())
+    return found
+
+
+def count_descendants(pid: int, *, most: int) -> int:
+    """Living processes below one, itself among them; not counted further than just past `most`."""
+    seen, waiting = 1, [pid]
+    while waiting and seen <= most:
+        found = children_of(waiting.pop())
+        seen += len(found)
+        waiting += found
+    return seen
+
+
+class Family:
+    """The process groups of the workers that run, by the pid of their leader.
+
+    `watcher` is told of each group that comes and goes; it is what ends them when the server cannot (the zygote).
+    """
+
+    def __init__(self) -> None:
+        self.groups: set[int] = set()
+        self.memory_kills = MemoryKills()
+        self.watcher: Callable[[str, int], None] | None = None
+        self._unnamed = 0  # forks under way: children that are here, but not known by their pid yet
+
+    # -- who belongs to it
+
+    def add(self, pid: int, *, watched: bool = False) -> None:
+        """`watched` says that the watcher knows."""
+        self.groups.add(pid)
+        self.memory_kills.forget()
+        if self.watcher is not None and not watched:
+            self.watcher("watch", pid)
+
+    def remove(self, pid: int) -> None:
+        """To be called while the leader's pid cannot be another's yet: before it is reaped."""
+        self.groups.discard(pid)
+        if self.watcher is not None:
+            self.watcher("forget", pid)
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """A child is on its way here whose pid is not known: nothing is taken for an orphan meanwhile."""
+        self._unnamed += 1
+        try:
+            yield
+        finally:
+            self._unnamed -= 1
+            self.reap()
+
+    @staticmethod
+    def members(group: int) -> list[int]:
+        """Adopted processes of a worker's group, dead ones included, the leader left out."""
+        found = []
+        for pid in children_of(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                if pid != group and os.getpgid(pid) == group:
+                    found.append(pid)
+        return found
+
+    # -- orphans
+
+    def orphans(self) -> list[int]:
+        """Adopted processes: what workers started and did not outlive, in their groups or out of them.
+
+        Workers lead sessions of their own, so that what they start is never in the server's, as its own children are.
+        """
+        if self._unnamed:
+            return []
+        session = os.getsid(0)
+        found = []
+        for pid in children_of(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                if pid not in self.groups and os.getsid(pid) != session:
+                    found.append(pid)
+        return found
+
+    def reap(self) -> None:
+        """Let those orphans go that have ended."""
+        for pid in self.orphans():
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reap orphans as they end, until cancelled; then end those that are left."""
+        with trio.open_signal_receiver(signal.SIGCHLD) as deaths:
+            task_status.started()
+            try:
+                async for _ in deaths:
+                    self.reap()
+            finally:
+                for pid in self.orphans():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitid(os.P_PID, pid, os.WEXITED)  # noqa: ASYNC222 - it has been killed

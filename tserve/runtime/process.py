@@ -1,0 +1,154 @@
+"""A child process that leads its own group: what it prints, how it ends, and that nothing of its group stays."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+
+from tserve.runtime.family import Family, count_descendants
+from tserve.runtime.launcher import Exit
+
+OUTPUT_GRACE_S = 0.5  # what a dead process's children keep open is read no longer than this
+UNKILLABLE_S = 5.0  # a process that hangs in the kernel is waited for no longer after SIGKILL
+TAIL_BYTES = 64 << 10
+_LINE_BYTES = 16 << 10  # a longer line is logged in pieces
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class ChildProcess:
+    """Owns the pidfd and the read end of the output; `follow` must run until it returns.
+
+    `exited` is set as soon as the leader has ended; `wait` returns once its output is read, its group is gone and it
+    is reaped.  `grace_s` is what the rest of its group gets between SIGTERM and SIGKILL.
+    """
+
+    def __init__(
+        self, pid: int, pidfd: int, output: int, *, label: str, log: logging.Logger, family: Family, grace_s: float
+    ) -> None:
+        self.pid = pid
+        self.exited = trio.Event()
+        self._pidfd = pidfd
+        self._output = output
+        self._label = label
+        self._log = log
+        self._family = family
+        self._grace_s = grace_s
+        self._tail = bytearray()
+        self._exit: Exit | None = None
+        self._killed = False  # by this server
+        self._reaped = False
+        self._ended = trio.Event()
+
+    def signal_group(self, number: int) -> None:
+        # Until it is reaped the leader's number cannot be given to another group.
+        if not self._reaped:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        self._killed = True
+        self.signal_group(signal.SIGKILL)
+
+    def abort(self) -> None:
+        if not self._reaped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGABRT)
+
+    async def wait(self) -> Exit:
+        await self._ended.wait()
+        assert self._exit is not None
+        return self._exit
+
+    def tail(self) -> str:
+        return self._tail.decode("utf-8", "replace")
+
+    def memory(self) -> int:
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def processes(self, *, most: int) -> int:
+        return count_descendants(self.pid, most=most)
+
+    async def follow(self) -> None:
+        """Copy the output, see the end, end with it what is left of the group, and reap; not to be cut short."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read_output)
+                await trio.lowlevel.wait_readable(self._pidfd)
+                ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it has ended
+                assert ended is not None
+                self._exit = self._read_exit(ended)
+                self.exited.set()
+                self.left()
+                await self._end_group()
+                nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE_S
+            self._family.remove(self.pid)
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 - it has ended
+            self._reaped = True
+            os.close(self._pidfd)
+        self._ended.set()
+
+    def _read_exit(self, ended: os.waitid_result) -> Exit:
+        if ended.si_code == os.CLD_EXITED:
+            return Exit(ended.si_status)
+        killed = ended.si_status == signal.SIGKILL and not self._killed
+        return Exit(128 + ended.si_status, self._family.memory_kills.explain() if killed else False)
+
+    def left(self) -> None:
+        """Called once the leader has ended, before its group is."""
+
+    async def _end_group(self) -> None:
+        """SIGTERM, grace, SIGKILL for what the leader started; its zombie keeps the group's number meanwhile."""
+        if not self._killed and self._family.members(self.pid):
+            self.signal_group(signal.SIGTERM)
+            with trio.move_on_after(self._grace_s):
+                await self._members_gone()
+        self.kill()
+        with trio.move_on_after(UNKILLABLE_S):
+            await self._members_gone()
+
+    async def _members_gone(self) -> None:
+        while members := self._family.members(self.pid):
+            with _watched(members[0]) as pidfd:
+                await trio.lowlevel.wait_readable(pidfd)
+            with contextlib.suppress(ChildProcessError):  # the family may have been quicker
+                os.waitid(os.P_PID, members[0], os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
+
+    async def _read_output(self) -> None:
+        """Copy the output to the log, line by line, and keep its tail."""
+        line = b""
+        try:
+            async with trio.lowlevel.FdStream(self._output) as pipe:
+                async for chunk in pipe:
+                    self._tail += chunk
+                    del self._tail[:-TAIL_BYTES]
+                    *lines, line = (line + chunk).split(b"\n")
+                    if len(line) > _LINE_BYTES:
+                        lines.append(line)
+                        line = b""
+                    for each in lines:
+                        self._log_line(each)
+        finally:
+            if line:  # the last words may lack a newline
+                self._log_line(line)
+
+    def _log_line(self, line: bytes) -> None:
+        self._log.info("%s %s", self._label, line.decode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def _watched(pid: int) -> Iterator[int]:
+    """Only for a child of this process that nobody has reaped."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
