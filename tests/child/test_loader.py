@@ -12,6 +12,7 @@ import pytest
 
 from ts.context import RequestProcessor
 from tserve.child.loader import LoadFailed, Model
+from tserve.domain.stack import innermost
 
 Loader = Callable[..., Model]
 
@@ -60,6 +61,7 @@ def refusal(loaded: Loader, handler: str, files: dict[str, str], **fields: objec
         "ok": False,
         "reason": caught.value.reason,
         "detail": caught.value.detail,
+        "file": caught.value.file,
         "code": caught.value.code,
         "hopeless": caught.value.hopeless,
     }
@@ -202,12 +204,9 @@ def test_a_handler_that_names_no_module(loaded: Loader, handler: str) -> None:
 @pytest.mark.parametrize(
     ("source", "missing"),
     [
-        ("import not_installed", "No module named 'not_installed'"),
-        ("import not_installed.part", "No module named 'not_installed'"),
         ("import handler.part", "No module named 'handler.part'"),
         ("from collections import NoSuchThing", "cannot import name 'NoSuchThing'"),
         ("raise ModuleNotFoundError('of my own')", "of my own"),
-        ("import base_handler", "No module named 'base_handler'"),
     ],
 )
 def test_an_import_error_in_user_code_is_named(
@@ -224,7 +223,8 @@ def test_an_import_error_in_user_code_is_named(
 
 def test_an_import_error_while_initializing(loaded: Loader) -> None:
     source = "def handle(data, context):\n    import not_installed\n"
-    assert refusal(loaded, "handler.py", {"handler.py": source}).reason == "import_error"
+    failure = refusal(loaded, "handler.py", {"handler.py": source})
+    assert (failure.reason, failure.file) == ("missing_requirement", "handler.py:2")
 
 
 def test_syntax_error(loaded: Loader) -> None:
@@ -240,6 +240,11 @@ def test_syntax_error(loaded: Loader) -> None:
         ("RuntimeError('no weights')", "load_error", 500),
         ("ValueError('CUDA is a word')", "load_error", 500),
         ("RuntimeError('CUDA error: out of memory')", "out_of_memory", 507),
+        ("RuntimeError('CUDA error: device-side assert')", "gpu_error", 507),
+        ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')", "out_of_memory", 507),
+        ("OSError(12, 'Cannot allocate memory')", "out_of_memory", 507),
+        ("ConnectionRefusedError('no registry')", "load_error", 500),
+        ("RecursionError()", "load_error", 500),
         ("MemoryError()", "out_of_memory", 507),
         ("Exception()", "load_error", 500),
     ],
@@ -248,17 +253,41 @@ def test_what_initializing_raises(loaded: Loader, raised: str, reason: str, code
     source = f"class Handler:\n    def initialize(self, c):\n        raise {raised}\n    def handle(self, d, c): ...\n"
     failure = refusal(loaded, "handler.py", {"handler.py": source})
     assert (failure.reason, failure.code, failure.hopeless) == (reason, code, False)
+    assert failure.file == "handler.py:3"
     assert f"raise {raised}" in failure.detail
 
 
-def test_an_exit_while_loading_is_the_end_of_the_process(loaded: Loader) -> None:
-    with pytest.raises(SystemExit):
-        loaded("handler.py", {"handler.py": "raise SystemExit(3)"})
+@pytest.mark.parametrize(("said", "code"), [("3", 3), ("", 0), ("None", 0), ("'no licence'", 1)])
+def test_an_exit_while_loading(loaded: Loader, said: str, code: int) -> None:
+    failure = refusal(loaded, "handler.py", {"handler.py": f"import sys\nsys.exit({said})"})
+    assert (failure.reason, failure.file, failure.hopeless) == ("exited", "handler.py:2", False)
+    assert failure.detail.endswith(f"exit code {code} at handler.py:2")
+
+
+def test_an_end_behind_pythons_back_says_where(
+    loaded: Loader, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    loaded("handler.py", {"handler.py": "import os\n\ndef handle(data, context):\n    os._exit(4)\n"})
+    assert left == [4]
+    printed = capfd.readouterr().err
+    assert printed.startswith("os._exit(4) while the model is loaded")
+    assert innermost(printed, str(Path.cwd())) == "handler.py:4"
+    os._exit(5)
+    assert capfd.readouterr().err == "", "not after the load"
+
+
+def test_what_the_handler_forks_may_end_without_a_word(loaded: Loader, capfd: pytest.CaptureFixture[str]) -> None:
+    source = "import os\n\ndef handle(data, context):\n    pid = os.fork() or os._exit(0)\n    os.waitpid(pid, 0)\n"
+    loaded("handler.py", {"handler.py": source})
+    assert capfd.readouterr().err == ""
 
 
 def test_a_runtime_that_is_not_served(loaded: Loader) -> None:
     failure = refusal(loaded, "handler.py", {"handler.py": FUNCTION}, runtime="LSP")
     assert (failure.reason, failure.hopeless) == ("unsupported_runtime", True)
+    assert failure.file == "MAR-INF/MANIFEST.json"
 
 
 def test_a_long_traceback_is_cut_at_its_front(loaded: Loader) -> None:
