@@ -7,6 +7,7 @@ from pathlib import Path
 import server
 import trio
 
+from tserve.domain.actor import Actor
 from tserve.domain.versions import Archive, Key, Manifest, Version
 from tserve.store.gateway import SqliteStore
 from tserve.store.upgrade import open_state
@@ -20,7 +21,7 @@ async def _fill(database: Path) -> None:
     for number in range(VERSIONS):
         key = Key(f"model-{number:04d}", "1.0")
         version = Version(key, "a.mar", archive.digest, "handler.py")
-        await store.add_version(version, archive, actor="benchmark")
+        await store.add_version(version, archive, actor=Actor("benchmark"))
     await store.close()
 
 

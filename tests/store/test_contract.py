@@ -6,6 +6,7 @@ import pytest
 
 from tests.fakes import MemoryStore
 from tests.store.contract import StoreContract, version
+from tserve.domain.actor import Actor
 from tserve.domain.versions import Archive, Key
 from tserve.errors import InternalServer
 from tserve.services.ports import Store
@@ -28,7 +29,7 @@ async def test_the_fake_can_fail() -> None:
     fake = MemoryStore()
     fake.fails_with = InternalServer("no")
     with pytest.raises(InternalServer):
-        await fake.add_version(version("m"), Archive("d1", 1), actor="a")
+        await fake.add_version(version("m"), Archive("d1", 1), actor=Actor("a"))
     fake.fails_with = None
-    await fake.add_version(version("m"), Archive("d1", 1), actor="a")
+    await fake.add_version(version("m"), Archive("d1", 1), actor=Actor("a"))
     assert fake.changes == [("add_version", Key("m", "1.0"), "a")]

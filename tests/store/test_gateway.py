@@ -15,6 +15,7 @@ import trio.testing
 
 from tests.store.contract import FULL_ARCHIVE, version
 from tests.store.files import execute, python
+from tserve.domain.actor import Actor
 from tserve.domain.registry import Contents
 from tserve.domain.versions import Archive, Key
 from tserve.errors import InternalServer, StateUnusable
@@ -57,7 +58,7 @@ def test_a_write_takes_the_lock_at_once_and_a_read_does_not(database: Path) -> N
 )
 async def test_foreign_keys_hold(sqlite_store: SqliteStore, database: Path, statement: str) -> None:
     """A default that names no version, and the like, cannot be committed by any path."""
-    await sqlite_store.add_version(version("m"), Archive("d1", 1), actor="a")
+    await sqlite_store.add_version(version("m"), Archive("d1", 1), actor=Actor("a"))
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("PRAGMA foreign_keys=ON")
         other.execute("BEGIN")
@@ -71,7 +72,7 @@ async def test_concurrent_callers_each_get_their_own_number(sqlite_store: Sqlite
     numbers: list[int] = []
 
     async def add(name: str) -> None:
-        numbers.append(await sqlite_store.add_version(version(name), Archive("d1", 1), actor="a"))
+        numbers.append(await sqlite_store.add_version(version(name), Archive("d1", 1), actor=Actor("a")))
 
     async with trio.open_nursery() as nursery:
         for index in range(20):
@@ -87,7 +88,7 @@ async def test_cancelling_a_running_write_does_not_part_it_from_its_caller(
     numbers: dict[str, int] = {}
 
     async def add(name: str) -> None:
-        numbers[name] = await sqlite_store.add_version(version(name), Archive("d1", 1), actor="a")
+        numbers[name] = await sqlite_store.add_version(version(name), Archive("d1", 1), actor=Actor("a"))
 
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -105,7 +106,7 @@ async def test_cancelling_a_running_write_does_not_part_it_from_its_caller(
 async def test_a_cancelled_caller_that_has_not_begun_writes_nothing(sqlite_store: SqliteStore) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
-        await sqlite_store.add_version(version("m"), Archive("d1", 1), actor="a")
+        await sqlite_store.add_version(version("m"), Archive("d1", 1), actor=Actor("a"))
     assert scope.cancelled_caught
     assert await sqlite_store.load() == Contents()
 
@@ -115,12 +116,12 @@ async def test_a_database_held_by_another_process_is_said(database: Path) -> Non
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(InternalServer, match="another process holds the database") as raised:
-            await store.add_version(version("m"), Archive("d1", 1), actor="a")
+            await store.add_version(version("m"), Archive("d1", 1), actor=Actor("a"))
         assert await store.load() == Contents(), "reading needs no lock"
         other.execute("ROLLBACK")
     assert raised.value.cause == {"reason": "database_busy", "detail": "database is locked"}
     assert isinstance(raised.value.__cause__, Exception)
-    assert await store.add_version(version("m"), Archive("d1", 1), actor="a") == 1
+    assert await store.add_version(version("m"), Archive("d1", 1), actor=Actor("a")) == 1
     await store.close()
 
 
@@ -134,6 +135,7 @@ FULL_DISK = """
 import resource, trio
 from pathlib import Path
 from tests.store.contract import FULL_ARCHIVE, version
+from tserve.domain.actor import Actor
 from tserve.errors import InternalServer
 from tserve.store.gateway import SqliteStore
 
@@ -144,12 +146,12 @@ async def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     try:
         while added < 1000:
-            await store.add_version(version(f"m{added}", digest="d-full"), FULL_ARCHIVE, actor="a" * 9000)
+            await store.add_version(version(f"m{added}", digest="d-full"), FULL_ARCHIVE, actor=Actor("a" * 9000))
             added += 1
     except InternalServer as error:
         print(added, error.cause["reason"], error.message, sep="|")
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    await store.add_version(version("after", digest="d-full"), FULL_ARCHIVE, actor="a")
+    await store.add_version(version("after", digest="d-full"), FULL_ARCHIVE, actor=Actor("a"))
     print(len((await store.load()).versions))
     await store.close()
 
@@ -177,6 +179,7 @@ WRITER = """
 import itertools, os, trio
 from pathlib import Path
 from tests.store.contract import FULL_ARCHIVE, version
+from tserve.domain.actor import Actor
 from tserve.store.gateway import SqliteStore
 from tserve.store.upgrade import open_state
 
@@ -185,10 +188,10 @@ async def main():
         store = SqliteStore(database)
         for index in itertools.count():
             name = f"{sys.argv[2]}-{index}"
-            number = await store.add_version(version(name, digest="d-full"), FULL_ARCHIVE, actor="a")
+            number = await store.add_version(version(name, digest="d-full"), FULL_ARCHIVE, actor=Actor("a"))
             os.write(1, f"{number} {name}\\n".encode())
             if index % 3 == 2:
-                number = await store.remove_version(version(f"{sys.argv[2]}-{index - 1}").key, actor="a")
+                number = await store.remove_version(version(f"{sys.argv[2]}-{index - 1}").key, actor=Actor("a"))
                 os.write(1, f"{number} -{sys.argv[2]}-{index - 1}\\n".encode())
 
 trio.run(main)
@@ -235,7 +238,7 @@ def _write_until_killed(state_dir: Path, prefix: str) -> dict[int, str]:
 async def test_a_thousand_versions_load_at_once(sqlite_store: SqliteStore, database: Path) -> None:
     """Guards the way of loading, not the machine: rows as objects took ten times as long."""
     with closing(sqlite3.connect(database)) as connection, connection:
-        await sqlite_store.add_version(version("m0", digest="d-full"), FULL_ARCHIVE, actor="a")
+        await sqlite_store.add_version(version("m0", digest="d-full"), FULL_ARCHIVE, actor=Actor("a"))
         connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) "
             "INSERT INTO models SELECT 'm' || i, '1.0', i FROM n"

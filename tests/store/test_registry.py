@@ -11,6 +11,7 @@ import pytest
 
 from tests.store.contract import FULL_ARCHIVE, FULL_VERSION, version
 from tests.store.files import rows
+from tserve.domain.actor import Actor
 from tserve.domain.model_config import ModelConfig
 from tserve.domain.versions import Archive, Key, Manifest
 from tserve.errors import Conflict, InternalServer
@@ -20,11 +21,11 @@ from tserve.store.gateway import SqliteStore
 
 async def test_each_change_is_recorded_before_and_after(sqlite_store: SqliteStore, database: Path) -> None:
     first, second = version("m", "1"), version("m", "2", min_workers=1)
-    await sqlite_store.add_version(first, Archive("d1", 1), actor="start")
-    await sqlite_store.add_version(second, Archive("d1", 1), actor="127.0.0.1")
-    await sqlite_store.replace_version(replace(second, min_workers=4, max_workers=6), actor="me")
-    await sqlite_store.set_default(second.key, actor="me")
-    await sqlite_store.remove_version(first.key, actor="me")
+    await sqlite_store.add_version(first, Archive("d1", 1), actor=Actor("start"))
+    await sqlite_store.add_version(second, Archive("d1", 1), actor=Actor("127.0.0.1"))
+    await sqlite_store.replace_version(replace(second, min_workers=4, max_workers=6), actor=Actor("me"))
+    await sqlite_store.set_default(second.key, actor=Actor("me"))
+    await sqlite_store.remove_version(first.key, actor=Actor("me"))
     recorded = rows(database, "SELECT number, actor, kind, model, version, before, after FROM changes ORDER BY number")
     assert [row[:5] for row in recorded] == [
         (1, "start", "add_version", "m", "1"),
@@ -45,7 +46,7 @@ async def test_each_change_is_recorded_before_and_after(sqlite_store: SqliteStor
 
 
 async def test_a_change_carries_the_time_in_utc(sqlite_store: SqliteStore, database: Path) -> None:
-    await sqlite_store.add_version(version("m"), Archive("d1", 1), actor="a")
+    await sqlite_store.add_version(version("m"), Archive("d1", 1), actor=Actor("a"))
     ((change_at, kept_at),) = rows(database, "SELECT at, kept_at FROM changes, archives")
     for text in (change_at, kept_at):
         at = datetime.fromisoformat(text)
@@ -54,25 +55,27 @@ async def test_a_change_carries_the_time_in_utc(sqlite_store: SqliteStore, datab
 
 
 async def test_a_refused_change_leaves_no_trace(sqlite_store: SqliteStore, database: Path) -> None:
-    await sqlite_store.add_version(version("m"), Archive("d1", 1), actor="a")
+    await sqlite_store.add_version(version("m"), Archive("d1", 1), actor=Actor("a"))
     with pytest.raises(Conflict):
-        await sqlite_store.add_version(version("m", digest="d2"), Archive("d2", 1), actor="a")
+        await sqlite_store.add_version(version("m", digest="d2"), Archive("d2", 1), actor=Actor("a"))
     assert rows(database, "SELECT (SELECT count(*) FROM changes), (SELECT count(*) FROM archives)") == [(1, 1)]
-    assert await sqlite_store.add_version(version("n"), Archive("d1", 1), actor="a") == 2, "numbers have no holes"
+    assert await sqlite_store.add_version(version("n"), Archive("d1", 1), actor=Actor("a")) == 2, (
+        "numbers have no holes"
+    )
 
 
 async def test_a_version_on_an_unknown_archive_is_not_a_conflict(sqlite_store: SqliteStore) -> None:
     with pytest.raises(InternalServer) as raised:
-        await sqlite_store.add_version(version("m", digest="missing"), Archive("d1", 1), actor="a")
+        await sqlite_store.add_version(version("m", digest="missing"), Archive("d1", 1), actor=Actor("a"))
     assert "FOREIGN KEY" in str(raised.value.cause["detail"])
     assert (await sqlite_store.load()).archives == ()
 
 
 async def test_the_record_outlives_its_model(sqlite_store: SqliteStore, database: Path) -> None:
-    await sqlite_store.add_version(FULL_VERSION, FULL_ARCHIVE, actor="a")
-    await sqlite_store.remove_version(FULL_VERSION.key, actor="a")
+    await sqlite_store.add_version(FULL_VERSION, FULL_ARCHIVE, actor=Actor("a"))
+    await sqlite_store.remove_version(FULL_VERSION.key, actor=Actor("a"))
     assert rows(database, "SELECT kind FROM changes ORDER BY number") == [("add_version",), ("remove_version",)]
-    await sqlite_store.add_version(version("full", "3"), Archive("d1", 1), actor="a")
+    await sqlite_store.add_version(version("full", "3"), Archive("d1", 1), actor=Actor("a"))
     assert (await sqlite_store.load()).defaults == (Key("full", "3"),)
 
 

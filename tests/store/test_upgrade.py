@@ -13,6 +13,7 @@ import pytest
 
 from tests.store.contract import FULL_ARCHIVE, FULL_VERSION
 from tests.store.files import execute, python, rows, schema
+from tserve.domain.actor import Actor
 from tserve.errors import SchemaTooNew, StateUnusable
 from tserve.store.gateway import SqliteStore
 from tserve.store.upgrade import DATABASE, HEAD, find_migrations, open_state, read_revision, upgrade_schema
@@ -22,7 +23,7 @@ def test_an_empty_folder_becomes_a_state(state_dir: Path) -> None:
     with open_state(state_dir / "deep") as database:
         assert database == state_dir / "deep" / DATABASE
         assert read_revision(database) == HEAD
-        assert {"models", "versions", "archives", "cursors", "changes"} <= schema(database).keys()
+        assert {"models", "versions", "archives", "cursors", "changes", "events"} <= schema(database).keys()
         modes = [stat.S_IMODE(path.stat().st_mode) for path in (database.parent, database, database.parent / "lock")]
     assert modes == [0o700, 0o600, 0o600]
 
@@ -77,7 +78,7 @@ async def test_a_damaged_page_is_refused(state_dir: Path) -> None:
     """Bytes of a table's page are overwritten, as a bad disk would."""
     with open_state(state_dir) as database:
         store = SqliteStore(database)
-        await store.add_version(FULL_VERSION, FULL_ARCHIVE, actor="a")
+        await store.add_version(FULL_VERSION, FULL_ARCHIVE, actor=Actor("a"))
         await store.close()
         ((page,),) = rows(database, "SELECT rootpage FROM sqlite_master WHERE name = 'versions'")
         ((size,),) = rows(database, "PRAGMA page_size")
@@ -126,8 +127,8 @@ import os, signal
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 def upgrade():
     op.create_table("extra", sa.Column("id", sa.Integer(), primary_key=True))
@@ -144,17 +145,17 @@ def migrations(tmp_path: Path) -> Path:
 
 
 def add_migration(migrations: Path, last: str) -> None:
-    (migrations / "versions" / "0002_next.py").write_text(NEXT_MIGRATION.format(last=last))
+    (migrations / "versions" / "0003_next.py").write_text(NEXT_MIGRATION.format(last=last))
 
 
 async def test_an_older_schema_is_upgraded_with_its_rows(
     sqlite_store: SqliteStore, database: Path, migrations: Path
 ) -> None:
-    await sqlite_store.add_version(FULL_VERSION, FULL_ARCHIVE, actor="a")
+    await sqlite_store.add_version(FULL_VERSION, FULL_ARCHIVE, actor=Actor("a"))
     await sqlite_store.close()
     add_migration(migrations, "pass")
     upgrade_schema(database, migrations)
-    assert read_revision(database) == "0002"
+    assert read_revision(database) == "0003"
     assert rows(database, "SELECT name, note FROM models") == [("full", None)]
     assert (await sqlite_store.load()).versions == (FULL_VERSION,)
 
@@ -169,12 +170,12 @@ async def test_an_older_schema_is_upgraded_with_its_rows(
 async def test_a_failing_upgrade_changes_nothing(
     sqlite_store: SqliteStore, database: Path, migrations: Path, last: str, reason: str
 ) -> None:
-    await sqlite_store.add_version(FULL_VERSION, FULL_ARCHIVE, actor="a")
+    await sqlite_store.add_version(FULL_VERSION, FULL_ARCHIVE, actor=Actor("a"))
     before = schema(database)
     add_migration(migrations, last)
     with pytest.raises(StateUnusable, match=f"as it was: .*{reason}"):
         upgrade_schema(database, migrations)
-    assert (schema(database), read_revision(database)) == (before, "0001")
+    assert (schema(database), read_revision(database)) == (before, "0002")
     assert (await sqlite_store.load()).versions == (FULL_VERSION,)
 
 
@@ -196,10 +197,10 @@ upgrade_schema(Path(sys.argv[1]), Path(sys.argv[2]))
     done = subprocess.run(python(program, database, migrations), capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert schema(database) == before
-    assert read_revision(database) == (None if fresh else "0001")
+    assert read_revision(database) == (None if fresh else "0002")
     add_migration(migrations, "pass")
     upgrade_schema(database, migrations)
-    assert read_revision(database) == "0002"
+    assert read_revision(database) == "0003"
 
 
 def test_an_installation_without_migrations_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from tserve.domain.actor import Actor
 from tserve.errors import MethodNotAllowed, NotYetBuilt, TserveError
+from tserve.http.history import history_routes
 from tserve.http.lenient_json import parse_object
 from tserve.http.params import JsonBody, Parameters
 from tserve.http.render import json_reply, status_reply
 from tserve.http.routes import Call, Reply, Route, Table
 from tserve.services.describe import Describe
 from tserve.services.desired import RegisterRequest
+from tserve.services.history import History
 from tserve.services.management import Management, Progress, Result, ScaleRequest
 from tserve.services.pages import Pages
 
 _STATUS = {Progress.DONE: 200, Progress.ACCEPTED: 202, Progress.PARTLY: 206}
 
 
-def management_routes(management: Management, describe: Describe, pages: Pages, *, model_api: bool) -> Table:
+def management_routes(
+    management: Management, describe: Describe, pages: Pages, history: History, *, model_api: bool
+) -> Table:
     """`model_api` off refuses register and unregister before anything is read (section 1.11)."""
     api = _ManagementApi(management, describe, pages)
     register, unregister = (api.register, api.unregister) if model_api else (_refuse, _refuse)
@@ -32,6 +37,9 @@ def management_routes(management: Management, describe: Describe, pages: Pages, 
         Route(frozenset({"OPTIONS"}), "/models/{name}", _no_description),
         Route(frozenset({"OPTIONS"}), "/models/{name}/{version}", _no_description),
         Route(frozenset({"GET"}), "/workflows", _no_workflows),
+        *history_routes(history),
+        Route(frozenset({"POST"}), "/tserve/models/{name}/retry", api.retry),
+        Route(frozenset({"POST"}), "/tserve/models/{name}/{version}/retry", api.retry),
     ]
 
 
@@ -76,7 +84,7 @@ class _ManagementApi:
             response_timeout=given.number("response_timeout"),
             startup_timeout=given.number("startup_timeout"),
         )
-        return _command(await self._management.register(ask, actor=call.actor))
+        return _command(await self._management.register(ask, actor=_actor(call)))
 
     async def scale(self, call: Call) -> Reply:
         query = call.query
@@ -89,7 +97,16 @@ class _ManagementApi:
             synchronous=query.flag("synchronous") or False,
             timeout=-1 if timeout is None else timeout,
         )
-        return _command(await self._management.scale(ask, actor=call.actor))
+        return _command(await self._management.scale(ask, actor=_actor(call)))
+
+    async def retry(self, call: Call) -> Reply:
+        result = await self._management.retry(
+            call.args["name"],
+            call.args.get("version"),
+            synchronous=call.query.flag("synchronous") or False,
+            actor=_actor(call),
+        )
+        return _command(result)
 
     async def describe(self, call: Call) -> Reply:
         name, version = call.args["name"], call.args.get("version")
@@ -99,15 +116,19 @@ class _ManagementApi:
         return json_reply(200, described)
 
     async def unregister(self, call: Call) -> Reply:
-        result = await self._management.unregister(call.args["name"], call.args.get("version"), actor=call.actor)
+        result = await self._management.unregister(call.args["name"], call.args.get("version"), actor=_actor(call))
         return _command(result)
 
     async def set_default(self, call: Call) -> Reply:
-        result = await self._management.set_default(call.args["name"], call.args["version"], actor=call.actor)
+        result = await self._management.set_default(call.args["name"], call.args["version"], actor=_actor(call))
         return _command(result)
 
 
 _CUSTOMIZED: TserveError = NotYetBuilt("customized=true is not served by this release yet.")
+
+
+def _actor(call: Call) -> Actor:
+    return Actor(call.actor, call.request_id)
 
 
 def _command(result: Result) -> Reply:

@@ -1,4 +1,4 @@
-"""Use cases of the management API: register, scale, unregister, set-default.
+"""Use cases of the management API: register, scale, retry, unregister, set-default.
 
 Each one writes desired state, has the reconciler look at it, and only then answers.  Commit and apply are one
 shielded step; what follows a commit belongs to this service, so that a client that hangs up cancels its wait and
@@ -16,12 +16,15 @@ from enum import Enum
 import trio
 
 from tserve.archive.keep import Keep
+from tserve.domain.actor import Actor
+from tserve.domain.devices import Devices
 from tserve.domain.registry import Registry
 from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import BadRequest, InternalServer, ModelVersionNotFound, TserveError
 from tserve.runtime.pool import Pool, Settled
 from tserve.runtime.reconcile import Reconciler
-from tserve.services.desired import RegisterRequest, check_runtime, check_workers, version_of
+from tserve.services.desired import RegisterRequest, check_runtime, check_workers, cut_to_devices, version_of
+from tserve.services.history import History
 from tserve.services.ports import Store
 from tserve.settings import Settings
 
@@ -71,13 +74,22 @@ class Management:
     """`run` must be running; the commands may then be called from any task."""
 
     def __init__(
-        self, store: Store, registry: Registry, keep: Keep, reconciler: Reconciler, settings: Settings
+        self,
+        store: Store,
+        registry: Registry,
+        keep: Keep,
+        reconciler: Reconciler,
+        settings: Settings,
+        history: History,
+        devices: Devices,
     ) -> None:
         self._store = store
         self._registry = registry
         self._keep = keep
         self._reconciler = reconciler
         self._settings = settings
+        self._history = history
+        self._devices = devices
         self._changing = trio.Lock()
         self._send_work, self._work = trio.open_memory_channel[_Work](math.inf)
         self.startup_names: set[str] = set()  # models that this start loaded by name
@@ -108,7 +120,7 @@ class Management:
 
     # -- commands
 
-    async def register(self, ask: RegisterRequest, *, actor: str, at_startup: bool = False) -> Result:
+    async def register(self, ask: RegisterRequest, *, actor: Actor, at_startup: bool = False) -> Result:
         """Register an archive as a version (spec/management.md sections 1.4 and 3).
 
         Raises BadRequest, ModelNotFound, InvalidModel, DownloadFailed, Conflict, and InternalServer when the
@@ -117,8 +129,10 @@ class Management:
         if ask.url is None:
             raise BadRequest("Parameter url is required.", cause={"field": "url"})
         check_runtime(ask.runtime)
+        await self._devices.detect()
         async with self._keep.admit(ask.url, referenced=self._registry.references) as archive:
-            version = version_of(ask, archive, self._settings, at_startup=at_startup)
+            gpus = self._devices.count()
+            version = version_of(ask, archive, self._settings, at_startup=at_startup, gpus=gpus)
             held = self._registry.get(version.key)
             if at_startup and held is not None:
                 _log_differences(held, version)
@@ -141,7 +155,7 @@ class Management:
         text = f'Model "{key.name}" Version: {key.version} registered with {count} initial workers'
         return Result(Progress.DONE, text)
 
-    async def _add(self, version: Version, archive: Archive, actor: str) -> None:
+    async def _add(self, version: Version, archive: Archive, actor: Actor) -> None:
         async with self._changing:
             self._registry.check_free(version.key)
             with trio.CancelScope(shield=True):
@@ -149,13 +163,13 @@ class Management:
                 self._registry.add(version, archive)
         _log.info("%s registered from %s by %s", version.key, version.url, actor)
 
-    async def _all_up_or_roll_back(self, version: Version, pool: Pool, actor: str) -> None:
+    async def _all_up_or_roll_back(self, version: Version, pool: Pool, actor: Actor) -> None:
         settled = await pool.settled(patience_s=float(max(0, version.startup_timeout)))
         if settled.ready:
             return
         key = version.key
         if not settled.gone:  # else it was unregistered, or the server stops, which is no fault of the version
-            await self._roll_back(version, actor=f"{actor} (roll-back)")
+            await self._roll_back(version, actor=actor.rolling_back())
         raise self._workers_failed(key.name, key.version, settled)
 
     @staticmethod
@@ -169,7 +183,7 @@ class Management:
         failure = settled.failure
         return InternalServer.workers_failed(name, version, code=failure.code, cause=failure.cause())
 
-    async def scale(self, ask: ScaleRequest, *, actor: str) -> Result:
+    async def scale(self, ask: ScaleRequest, *, actor: Actor) -> Result:
         """Want between `min_worker` and `max_worker` workers (spec/management.md sections 1.5 and 4.1).
 
         Raises BadRequest, ModelNotFound, ModelVersionNotFound, and InternalServer when a synchronous call's new
@@ -191,28 +205,53 @@ class Management:
         pool = await self._reconciler.wake(key, drain_s=math.inf if ask.timeout < 0 else float(ask.timeout))
         if not ask.synchronous:
             return ACCEPTED
-        if pool is not None:
-            version = self._registry.get(key)
-            patience_s = float(max(0, version.startup_timeout)) if version is not None else 0.0
-            settled = await pool.settled(patience_s=patience_s)
-            if settled.failure is not None or settled.gone:
-                raise self._workers_failed(ask.name, ask.version, settled)
-            if not settled.ready:
-                return PARTLY
+        if pool is not None and not await self._all_up(pool, ask.name, ask.version):
+            return PARTLY
         text = f"Workers scaled to {ask.min_worker} for model: {ask.name}"
         return Result(Progress.DONE, text if ask.version is None else f"{text}, version: {ask.version}")
 
-    async def _want_workers(self, ask: ScaleRequest, most: int, actor: str) -> Key:
+    async def _want_workers(self, ask: ScaleRequest, most: int, actor: Actor) -> Key:
         async with self._changing:
             version = self._registry.find(ask.name, ask.version)
-            wanted = replace(version, min_workers=ask.min_worker, max_workers=most)
+            archive, gpus = self._registry.archive(version.digest), self._devices.count()
+            fewest, most = cut_to_devices(version.key.name, archive, (ask.min_worker, most), gpus)
+            wanted = replace(version, min_workers=fewest, max_workers=most)
             if wanted != version:
                 with trio.CancelScope(shield=True):
                     await self._store.replace_version(wanted, actor=actor)
                     self._registry.replace(wanted)
         return version.key
 
-    async def unregister(self, name: str, version: str | None, *, actor: str) -> Result:
+    async def _all_up(self, pool: Pool, name: str, asked_version: str | None) -> bool:
+        """Wait until what is wanted is there; False when some of it is not.  Raises InternalServer when none can be."""
+        version = self._registry.get(pool.key)
+        patience_s = float(max(0, version.startup_timeout)) if version is not None else 0.0
+        settled = await pool.settled(patience_s=patience_s)
+        if settled.failure is not None or settled.gone:
+            raise self._workers_failed(name, asked_version, settled)
+        return settled.ready
+
+    async def retry(self, name: str, version: str | None, *, synchronous: bool, actor: Actor) -> Result:
+        """Start the workers of a version that gave up or that wait for their next try again, now.
+
+        Desired state stays as it is.  Raises ModelNotFound, ModelVersionNotFound, and InternalServer when a worker of
+        a synchronous call cannot be started.
+        """
+        found = self._registry.find(name, version)
+        shown = f'model "{name}"' if version is None else f'model "{name}" version: {version}'
+        if found.min_workers <= 0:
+            text = f"No workers are wanted for {shown}: nothing to start. Use scale workers API to add workers."
+            return Result(Progress.DONE, text)
+        self._history.note(found.key, "retry", actor)
+        _log.info("%s: workers started again by %s", found.key, actor)
+        pool = await self._reconciler.wake(found.key, drain_s=math.inf, impatient=True)
+        if not synchronous:
+            return ACCEPTED
+        if pool is not None and not await self._all_up(pool, name, version):
+            return PARTLY
+        return Result(Progress.DONE, f"Workers of {shown} are up")
+
+    async def unregister(self, name: str, version: str | None, *, actor: Actor) -> Result:
         """Remove a version; its workers drain for up to `unregister_model_timeout` (DESIGN.md section 11).
 
         Raises ModelNotFound, ModelVersionNotFound, DefaultVersionInUse.
@@ -221,14 +260,14 @@ class Management:
         await self._see_through(lambda: self._remove(name, version, actor=actor, drain_s=drain_s))
         return Result(Progress.DONE, f'Model "{name}" unregistered')
 
-    async def _remove(self, name: str, version: str | None, *, actor: str, drain_s: float) -> None:
+    async def _remove(self, name: str, version: str | None, *, actor: Actor, drain_s: float) -> None:
         async with self._changing:
             found = self._registry.find(name, version)
             self._registry.check_removable(found.key)
             await self._forget(found, actor)
         await self._end(found, drain_s)
 
-    async def _roll_back(self, version: Version, *, actor: str) -> None:
+    async def _roll_back(self, version: Version, *, actor: Actor) -> None:
         """Take a registration back, unless it is gone by now or someone else's wish: scaled, or registered anew."""
         async with self._changing:
             if self._registry.get(version.key) is not version:
@@ -237,7 +276,7 @@ class Management:
             await self._forget(version, actor)
         await self._end(version, 0)
 
-    async def _forget(self, version: Version, actor: str) -> None:
+    async def _forget(self, version: Version, actor: Actor) -> None:
         with trio.CancelScope(shield=True):
             await self._store.remove_version(version.key, actor=actor)
             self._registry.remove(version.key)
@@ -251,7 +290,7 @@ class Management:
             await pool.gone.wait()
         await self._keep.release(version.digest, referenced=self._registry.references)
 
-    async def _hand_on_default(self, key: Key, actor: str) -> None:
+    async def _hand_on_default(self, key: Key, actor: Actor) -> None:
         """Another version came while this one failed to start: it must not be kept from leaving as the default."""
         others = [version.key for version in self._registry.all_of(key.name) if version.key != key]
         if others and self._registry.is_default(key):
@@ -259,7 +298,7 @@ class Management:
                 await self._store.set_default(others[0], actor=actor)
                 self._registry.set_default(others[0])
 
-    async def set_default(self, name: str, version: str, *, actor: str) -> Result:
+    async def set_default(self, name: str, version: str, *, actor: Actor) -> Result:
         """Make a version the one used when a request names none.  Raises ModelNotFound, ModelVersionNotFound."""
         async with self._changing:
             try:

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from tserve.domain.actor import Actor
 from tserve.domain.cursors import Cursor
+from tserve.domain.history import Event, PastEvent
 from tserve.domain.registry import Contents
 from tserve.domain.versions import Archive, Key, Version
 
 
 class Store(Protocol):
-    """Durable desired state.  Each change is one transaction that also writes its numbered `changes` row.
+    """Durable desired state and history.
 
-    `actor` says who asked (a client address, or `start`); the methods return the change's number once it is
+    Each change is one transaction that also writes its numbered `changes` row and its event.  `actor` says who asked
+    (a client address, or `start`, and the request's id); the methods return the change's number once it is
     durable.  Raises tserve.errors.Conflict for a version that exists, ModelVersionNotFound for one that does not.
     """
 
     async def load(self) -> Contents: ...
 
-    async def add_version(self, version: Version, archive: Archive, *, actor: str) -> int:
+    async def add_version(self, version: Version, archive: Archive, *, actor: Actor) -> int:
         """Add a version; the first one of a name becomes its default."""
         ...
 
-    async def replace_version(self, version: Version, *, actor: str) -> int:
+    async def replace_version(self, version: Version, *, actor: Actor) -> int:
         """Overwrite the mutable fields of a registered version (worker counts)."""
         ...
 
-    async def set_default(self, key: Key, *, actor: str) -> int: ...
+    async def set_default(self, key: Key, *, actor: Actor) -> int: ...
 
-    async def remove_version(self, key: Key, *, actor: str) -> int:
+    async def remove_version(self, key: Key, *, actor: Actor) -> int:
         """Remove a version, its model when it was the last, and the archive row when no version is left on it."""
         ...
 
@@ -40,5 +44,20 @@ class Store(Protocol):
         """The cursor behind a name: a new one, or the old one with its expiry moved on.
 
         Expired rows are dropped, and past `most` rows those that expire first.
+        """
+        ...
+
+    async def add_events(self, new: Sequence[Event]) -> None:
+        """Keep events in their order, all or none, within the bounds of tserve.domain.history."""
+        ...
+
+    async def prune_events(self, *, now: float) -> None:
+        """Drop what is beyond those bounds at `now` (epoch s)."""
+        ...
+
+    async def events(self, model: str, version: str | None, *, before: int | None, limit: int) -> list[PastEvent]:
+        """At most `limit` events of a model, of one version if it is named, newest first.
+
+        Those with a number below `before` only, when it is given.
         """
         ...

@@ -6,7 +6,7 @@ can apply in memory what has been committed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -14,11 +14,13 @@ import trio
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from tserve.domain.actor import Actor
 from tserve.domain.cursors import Cursor
+from tserve.domain.history import Event, PastEvent
 from tserve.domain.registry import Contents
 from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import InternalServer, StateUnusable
-from tserve.store import cursors, registry
+from tserve.store import cursors, events, registry
 from tserve.store.engine import READ_ONLY, open_engine
 
 T = TypeVar("T")
@@ -53,19 +55,19 @@ class SqliteStore:
         """Everything, for the registry in memory.  Raises StateUnusable."""
         return await self._read(registry.load)
 
-    async def add_version(self, version: Version, archive: Archive, *, actor: str) -> int:
+    async def add_version(self, version: Version, archive: Archive, *, actor: Actor) -> int:
         """Raises Conflict when the version exists."""
         return await self._write(lambda session: registry.add_version(session, version, archive, actor=actor))
 
-    async def replace_version(self, version: Version, *, actor: str) -> int:
+    async def replace_version(self, version: Version, *, actor: Actor) -> int:
         """Overwrites the worker counts only.  Raises ModelNotFound, ModelVersionNotFound."""
         return await self._write(lambda session: registry.replace_version(session, version, actor=actor))
 
-    async def set_default(self, key: Key, *, actor: str) -> int:
+    async def set_default(self, key: Key, *, actor: Actor) -> int:
         """Raises ModelNotFound, ModelVersionNotFound."""
         return await self._write(lambda session: registry.set_default(session, key, actor=actor))
 
-    async def remove_version(self, key: Key, *, actor: str) -> int:
+    async def remove_version(self, key: Key, *, actor: Actor) -> int:
         """Raises ModelNotFound, ModelVersionNotFound, DefaultVersionInUse."""
         return await self._write(lambda session: registry.remove_version(session, key, actor=actor))
 
@@ -78,6 +80,21 @@ class SqliteStore:
         return await self._write(
             lambda session: cursors.put_cursor(session, after_name, now=now, expires_at=expires_at, most=most)
         )
+
+    async def add_events(self, new: Sequence[Event]) -> None:
+        """All or none of them, in their order; what is beyond the bounds goes (docs/events.md)."""
+        await self._write(lambda session: events.add(session, new))
+
+    async def prune_events(self, *, now: float) -> None:
+        """What is beyond the bounds at `now` (epoch s) goes."""
+        await self._write(lambda session: events.prune(session, now))
+
+    async def events(self, model: str, version: str | None, *, before: int | None, limit: int) -> list[PastEvent]:
+        """Newest first.  Raises InternalServer when the file cannot be read."""
+        try:
+            return await self._read(lambda session: events.page(session, model, version, before=before, limit=limit))
+        except StateUnusable as error:
+            raise InternalServer(str(error), cause={"reason": "storage"}) from error
 
     async def _write(self, change: Callable[[Session], T]) -> T:
         def commit() -> T:

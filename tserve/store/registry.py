@@ -5,17 +5,20 @@ Functions take a Session whose transaction the caller owns; none commits, and no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from tserve.domain.actor import Actor
+from tserve.domain.history import Event
 from tserve.domain.registry import Contents
 from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import Conflict, DefaultVersionInUse, ModelNotFound, ModelVersionNotFound
+from tserve.store import events
 from tserve.store.documents import (
     VERSION_FIELDS,
     read_config,
@@ -28,6 +31,13 @@ from tserve.store.documents import (
 from tserve.store.tables import ArchiveRow, ChangeRow, ModelRow, VersionRow
 
 _SETTINGS: Final[tuple[InstrumentedAttribute[Any], ...]] = tuple(getattr(VersionRow, name) for name in VERSION_FIELDS)
+
+_EVENTS: Final = {  # kind of a change -> word of its event, which clients see
+    "add_version": "register",
+    "replace_version": "scale",
+    "set_default": "set_default",
+    "remove_version": "unregister",
+}
 
 
 def load(session: Session) -> Contents:
@@ -55,7 +65,7 @@ def load(session: Session) -> Contents:
     )
 
 
-def add_version(session: Session, version: Version, archive: Archive, *, actor: str) -> int:
+def add_version(session: Session, version: Version, archive: Archive, *, actor: Actor) -> int:
     """Add a version, its model when it is the first, and its archive.  Raises Conflict."""
     key, after = version.key, version_document(version)
     number = _record(session, "add_version", key, before=None, after=after, actor=actor)
@@ -73,7 +83,7 @@ def add_version(session: Session, version: Version, archive: Archive, *, actor: 
     return number
 
 
-def replace_version(session: Session, version: Version, *, actor: str) -> int:
+def replace_version(session: Session, version: Version, *, actor: Actor) -> int:
     """Overwrite the worker counts, all that may change of a version.  Raises ModelNotFound, ModelVersionNotFound."""
     row = _find(session, version.key)
     before = {"min_workers": row.min_workers, "max_workers": row.max_workers}
@@ -82,7 +92,7 @@ def replace_version(session: Session, version: Version, *, actor: str) -> int:
     return _record(session, "replace_version", version.key, before=before, after=after, actor=actor)
 
 
-def set_default(session: Session, key: Key, *, actor: str) -> int:
+def set_default(session: Session, key: Key, *, actor: Actor) -> int:
     """Raises ModelNotFound, ModelVersionNotFound."""
     _find(session, key)
     model = session.get_one(ModelRow, key.name)
@@ -91,7 +101,7 @@ def set_default(session: Session, key: Key, *, actor: str) -> int:
     return _record(session, "set_default", key, before=before, after=after, actor=actor)
 
 
-def remove_version(session: Session, key: Key, *, actor: str) -> int:
+def remove_version(session: Session, key: Key, *, actor: Actor) -> int:
     """Remove a version, its model when it was the last, and its archive when nothing stands on it any more.
 
     Raises ModelNotFound, ModelVersionNotFound, DefaultVersionInUse (the default while there are others).
@@ -125,7 +135,7 @@ def _keep(session: Session, archive: Archive) -> None:
     """The archive's row; what is known of it is overwritten, since a later release may read more of a manifest."""
     row = session.get(ArchiveRow, archive.digest)
     if row is None:
-        row = ArchiveRow(digest=archive.digest, kept_at=_now())
+        row = ArchiveRow(digest=archive.digest, kept_at=events.timestamp(time.time()))
         session.add(row)
     row.size = archive.size
     row.manifest = write_manifest(archive.manifest)
@@ -140,12 +150,14 @@ def _record(
     *,
     before: Mapping[str, object] | None,
     after: Mapping[str, object] | None,
-    actor: str,
+    actor: Actor,
 ) -> int:
-    """Write the change's row and return its number."""
+    """Write the change's row and its event, and return the number of the change."""
+    now = time.time()
     row = ChangeRow(
-        at=_now(),
-        actor=actor,
+        at=events.timestamp(now),
+        actor=actor.address,
+        request_id=actor.request_id or None,
         kind=kind,
         model=key.name,
         version=key.version,
@@ -154,8 +166,5 @@ def _record(
     )
     session.add(row)
     session.flush()
+    events.add(session, [Event(now, _EVENTS[kind], key, actor=actor)], change=row.number)
     return row.number
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,13 +1,13 @@
 """The tables, as typed mappings.  The migrations build them; a test holds the two to each other.
 
-Rows never leave the store: registry.py and cursors.py turn them into the domain's types.
+Rows never leave the store: registry.py, cursors.py and events.py turn them into the domain's types.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import Double, ForeignKey, ForeignKeyConstraint, Integer, MetaData, Text
+from sqlalchemy import Double, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
@@ -102,3 +102,31 @@ class ChangeRow(Base):
     version: Mapped[str]
     before: Mapped[str | None]
     after: Mapped[str | None]
+    request_id: Mapped[str | None]
+
+
+class EventRow(Base):
+    """What happened to a model, pruned (events.py).  AUTOINCREMENT, since clients hold numbers as page tokens.
+
+    `at` is UTC in ISO 8601, `detail` JSON.  What a change of desired state changed stands in its `changes` row only.
+    """
+
+    __tablename__ = "events"
+    __table_args__ = (
+        Index("ix_events_model_number", "model", "number"),
+        Index("ix_events_tails", "model", "number", sqlite_where=text("log_tail IS NOT NULL")),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[str] = mapped_column(index=True)
+    kind: Mapped[str]
+    model: Mapped[str]
+    version: Mapped[str]
+    worker: Mapped[int | None]
+    pid: Mapped[int | None]
+    actor: Mapped[str | None]
+    request_id: Mapped[str | None]
+    change: Mapped[int | None] = mapped_column(ForeignKey("changes.number"))
+    detail: Mapped[str]
+    log_tail: Mapped[str | None]
