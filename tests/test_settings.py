@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -161,6 +162,8 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         "load_models": "a.mar",
         "default_service_handler": "a:b",
         "list_page_tokens": "offset",
+        "worker_start": "fresh",
+        "worker_kill_grace": "0.5",
         **dict.fromkeys(NUMBERS, "41"),
         **{name: str(name in ("allow_private_addresses", "default_register_synchronous")).lower() for name in SWITCHES},
     }
@@ -297,14 +300,21 @@ def test_an_empty_list_of_urls_allows_none(load: Load) -> None:
 
 NUMBERS = [
     *("default_workers_per_model", "default_response_timeout", "default_startup_timeout", "unregister_model_timeout"),
-    *("job_queue_size", "max_request_size", "max_response_size", "initial_worker_port"),
+    *("job_queue_size", "max_request_size", "max_response_size", "initial_worker_port", "number_of_gpu"),
+    *("worker_threads", "worker_memory_limit", "worker_process_limit", "worker_file_limit"),
+    *("max_worker_restarts", "worker_restart_period"),
 ]
+FROM_ONE = {
+    *("default_response_timeout", "default_startup_timeout", "job_queue_size", "max_request_size", "max_response_size"),
+    "worker_restart_period",
+}
+MOST = {"initial_worker_port": 65535, "worker_threads": 4096}
 
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_numbers_are_read_and_refused(load: Load, cwd: Path, key: str) -> None:
-    least = 0 if key in ("default_workers_per_model", "unregister_model_timeout", "initial_worker_port") else 1
-    most = 65535 if key == "initial_worker_port" else 2147483647
+    least = 1 if key in FROM_ONE else 0
+    most = MOST.get(key, 2147483647)
     for text in (str(least), " +77 ", str(most)):
         assert getattr(load(f"{key}={text}"), key) == int(text)
     for text in ("", "many", "1.5", "1e3", "0x10", str(least - 1), str(most + 1), "9" * 5000, "٣"):
@@ -420,6 +430,46 @@ def test_addresses_others_can_reach_need_tokens_to_be_declined(load: Load, liste
     assert getattr(declined, listener).url == f"http://{host}:8085"
     assert load(text, Options(disable_token_auth=True)) == declined
     assert load(text + ENVIRONMENT_ON, TS_DISABLE_TOKEN_AUTHORIZATION="true") == declined
+
+
+@pytest.mark.parametrize("text", ["0", "0.5", " 12 ", "3.000001"])
+def test_seconds(load: Load, text: str) -> None:
+    assert load(f"worker_kill_grace={text}").worker_kill_grace == float(text)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e3", ".5", "nan", "inf", "1,5"])
+def test_seconds_that_are_none(load: Load, text: str) -> None:
+    with pytest.raises(BadConfiguration, match=r"^worker_kill_grace=.*: allowed is a number of seconds, 0 or more"):
+        load(f"worker_kill_grace={text}")
+
+
+def test_another_python(load: Load, cwd: Path) -> None:
+    """A link stays what it is: the Python of a virtual environment is one."""
+    assert load("python=").python is None
+    assert load(f"python={sys.executable}").python == sys.executable
+    (cwd / "venv").symlink_to(sys.executable)
+    assert load("python=./venv").python == str(cwd / "venv")
+    assert Path(load("python=sh").python or "").name == "sh"
+    (cwd / "data").write_text("no program")
+    for text in ("./data", "./nowhere", "no-such-program-anywhere", "."):
+        with pytest.raises(BadConfiguration, match=r"^python=.*: allowed is the path of a program that exists"):
+            load(f"python={text}")
+
+
+def test_how_workers_start(load: Load) -> None:
+    assert load("worker_start=fresh").worker_start == "fresh"
+    with pytest.raises(BadConfiguration, match=r"^worker_start=thread .*: allowed is zygote or fresh$"):
+        load("worker_start=thread")
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"),
+    [("4", 4), ("4,2", 4), (" 3 ", 3), ("", None), ("0", None), ("-1", None), ("many", None)],
+)
+def test_variables_that_workers_read_as_well(load: Load, text: str, threads: int | None) -> None:
+    """They count whatever the file says about the environment."""
+    assert load(OMP_NUM_THREADS=text).omp_num_threads == threads
+    assert load(CUDA_VISIBLE_DEVICES=text).cuda_visible_devices == text
 
 
 def test_missing_files(load: Load, cwd: Path) -> None:

@@ -129,6 +129,16 @@ class InternalServer(TserveError):
         return cls(f"Failed to start workers for model {name} version: {shown}", code=code, cause=cause)
 
 
+class WorkerInitialization(TserveError):
+    type_name = "WorkerInitializationException"
+
+    @classmethod
+    def no_devices(cls, name: str, parallel_level: int, *, gpus: int) -> WorkerInitialization:
+        """Not even one worker of that many GPUs fits (spec/management.md section 1.4)."""
+        cause = {"reason": "not_enough_gpus", "detail": f"{gpus} GPUs may be used, a worker takes {parallel_level}"}
+        return cls(f"No enough gpu devices for model:{name} parallelLevel:{parallel_level}", cause=cause)
+
+
 class NotYetBuilt(TserveError):
     """A parameter or route of the contract that this release does not serve yet: said, never ignored."""
 

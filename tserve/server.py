@@ -21,18 +21,26 @@ from pathlib import Path
 import trio
 
 from tserve.archive.keep import Keep
+from tserve.domain.devices import Placement
 from tserve.domain.plan import PoolSpec
 from tserve.domain.registry import Registry
 from tserve.domain.versions import Key
 from tserve.http.app import make_app
+from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
 from tserve.http.listener import bind, serve
 from tserve.http.management import management_routes
 from tserve.http.routes import Table
+from tserve.runtime.devices import NvmlDevices
+from tserve.runtime.family import Family, adopt
+from tserve.runtime.fresh import FreshLauncher
+from tserve.runtime.launcher import Launcher
 from tserve.runtime.reconcile import Reconciler
-from tserve.runtime.worker import SubprocessLauncher
+from tserve.runtime.zygote import ZygoteLauncher
 from tserve.services.describe import Describe
 from tserve.services.desired import pool_spec
+from tserve.services.health import Health
+from tserve.services.history import History
 from tserve.services.inference import Inference
 from tserve.services.management import Management
 from tserve.services.pages import Pages
@@ -76,6 +84,7 @@ class _Server:
         self._settings = settings
         self._store = SqliteStore(database)
         self._keep = Keep(settings.state_dir, settings.model_store, allowed_urls=settings.allowed_urls)
+        self._devices = NvmlDevices(most=settings.number_of_gpu, visible=settings.cuda_visible_devices)
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
         self._drained_by = math.inf
@@ -84,9 +93,11 @@ class _Server:
     async def run(self, sockets: dict[tuple[str, ...], socket.socket]) -> int:
         """The whole life of the server: 0 when everything in hand was finished, 1 when it had to be cut short."""
         self._registry = Registry(await self._store.load())
+        self._history = History(self._store, self._registry)
         await self._keep.prepare({version.digest for version in self._registry})
         async with trio.open_nursery() as nursery:
             await nursery.start(self._listen_to_signals)
+            await nursery.start(self._history.run)  # out here it outlives the workers, also those that are cut short
             with self._hurry:
                 await self._serve(sockets)
             nursery.cancel_scope.cancel()
@@ -96,20 +107,38 @@ class _Server:
 
     async def _serve(self, sockets: dict[tuple[str, ...], socket.socket]) -> None:
         settings, registry = self._settings, self._registry
-        launcher = SubprocessLauncher()
-        reconciler = Reconciler(self._desired, launcher, first_slot_number=settings.initial_worker_port)
-        management = Management(self._store, registry, self._keep, reconciler, settings)
-        describe = Describe(registry, reconciler, management, settings)
+        family = Family()
+        launcher = self._launcher(family)
+        reconciler = Reconciler(
+            self._desired,
+            launcher,
+            first_slot_number=settings.initial_worker_port,
+            report=self._history.report,
+            place=Placement().place,
+        )
+        devices = self._devices
+        management = Management(self._store, registry, self._keep, reconciler, settings, self._history, devices)
+        describe = Describe(registry, reconciler, management, settings, devices)
+        health = Health(registry, reconciler)
         pages = Pages(self._store, registry, offsets_only=settings.list_page_tokens == "offset")
         await pages.load()
         tables: dict[str, Table] = {
-            "management": management_routes(management, describe, pages, model_api=settings.enable_model_api),
-            "inference": inference_routes(Inference(registry, reconciler), describe, management),
+            "management": management_routes(
+                management, describe, pages, self._history, model_api=settings.enable_model_api
+            ),
+            "inference": inference_routes(Inference(registry, reconciler), health, management),
             "metrics": [],
         }
+        tables = {role: [*health_routes(health), *table] for role, table in tables.items()}
         async with trio.open_nursery() as nursery:
+            await nursery.start(family.run)
+            if isinstance(launcher, ZygoteLauncher):
+                await nursery.start(launcher.run)
             await nursery.start(reconciler.run)
             await nursery.start(management.run)
+            await nursery.start(devices.run)
+            if len(registry):
+                await devices.detect()
             for version in list(registry):
                 await reconciler.wake(version.key, drain_s=math.inf)
             with self._loading:
@@ -119,12 +148,18 @@ class _Server:
             await reconciler.drain(drain_s=max(0.0, self._drained_by - trio.current_time()))
             nursery.cancel_scope.cancel()
 
+    def _launcher(self, family: Family) -> Launcher:
+        adopt()
+        fresh = FreshLauncher(family)
+        return fresh if self._settings.worker_start == "fresh" else ZygoteLauncher(family, fresh)
+
     def _desired(self, key: Key) -> PoolSpec | None:
         version = self._registry.get(key)
         if version is None:
             return None
         archive = self._registry.archive(version.digest)
-        return pool_spec(version, archive, self._keep.model_dir(version.digest), self._settings)
+        model_dir = self._keep.model_dir(version.digest)
+        return pool_spec(version, archive, model_dir, self._settings, gpus=self._devices.count())
 
     async def _listen(self, sockets: dict[tuple[str, ...], socket.socket], tables: dict[str, Table]) -> None:
         """Listen until told to stop, then until the last request is answered or its time is over."""

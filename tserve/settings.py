@@ -28,7 +28,11 @@ _CORS_HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything the server needs to know at start.  Paths are absolute, timeouts whole seconds, sizes bytes."""
+    """Everything the server needs to know at start.
+
+    Paths are absolute, timeouts and periods seconds, sizes bytes but for `worker_memory_limit`, which is in MiB.
+    `cuda_visible_devices` and `omp_num_threads` are what those variables say, None when they are not set.
+    """
 
     model_store: Path
     state_dir: Path
@@ -54,6 +58,18 @@ class Settings:
     default_service_handler: str | None = None
     decode_input_request: bool = True
     limit_max_image_pixels: bool = True
+    number_of_gpu: int | None = None
+    python: str | None = None
+    worker_start: Literal["zygote", "fresh"] = "zygote"
+    worker_threads: int = 0
+    worker_memory_limit: int = 0
+    worker_process_limit: int = 0
+    worker_file_limit: int = 0
+    worker_kill_grace: float = 2.0
+    max_worker_restarts: int = 200
+    worker_restart_period: int = 60
+    cuda_visible_devices: str | None = None
+    omp_num_threads: int | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -88,6 +104,8 @@ def load_settings(options: Options, environ: Mapping[str, str], cwd: Path) -> Se
     }
     members = {key.field: read[key.name] for key in KEYS if key.field is not None and key.name in read}
     members["cors_headers"] = tuple((header, read[name]) for name, header in _CORS_HEADERS.items() if read.get(name))
+    members["cuda_visible_devices"] = environ.get("CUDA_VISIBLE_DEVICES")
+    members["omp_num_threads"] = _omp_threads(environ.get("OMP_NUM_THREADS", ""))
     settings = Settings(**members, warnings=(*warnings, *_notices(texts, options)))  # type: ignore[arg-type]
     if "disable_token_authorization" not in texts:
         _refuse_open_addresses(settings)
@@ -169,6 +187,12 @@ def _substitute(text: str, environ: Mapping[str, str]) -> str:
         return environ[match[1]]
 
     return re.sub(r"\$\$([^$]+)\$\$", value, text)
+
+
+def _omp_threads(text: str) -> int | None:
+    """The outermost level of OpenMP's list; None for what OpenMP itself would not take."""
+    first = text.partition(",")[0].strip()
+    return int(first) if re.fullmatch(r"[0-9]{1,6}", first) and int(first) > 0 else None
 
 
 def _notices(texts: Mapping[str, _Sourced], options: Options) -> Iterator[str]:

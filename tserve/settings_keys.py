@@ -139,6 +139,50 @@ _MODELS = (
     _used("limit_max_image_pixels", read.boolean, "`false` lifts Pillow's limit on image size in vision handlers"),
 )
 
+_WORKERS = (
+    _used("number_of_gpu", read.number(0), "Most GPUs to use, of those that are there; unset: all"),
+    _used("python", read.program, "Another Python for all workers, a path or a name on PATH; see below"),
+    _used(
+        "worker_start",
+        read.choice("zygote", "fresh"),
+        "`zygote`: workers are forked from a process that has imported torch; `fresh`: each is a new Python "
+        "(tserve's own key)",
+    ),
+    _used(
+        "worker_threads",
+        read.number(0, 4096),
+        "Threads of OpenMP, MKL and torch in each worker; 0: processors divided by workers, see below "
+        "(tserve's own key)",
+    ),
+    _used(
+        "worker_memory_limit",
+        read.number(0),
+        "MiB of private memory a worker may have; 0: no limit; see below (tserve's own key)",
+    ),
+    _used(
+        "worker_process_limit",
+        read.number(0),
+        "Processes a worker may have, itself included; 0: no limit; see below (tserve's own key)",
+    ),
+    _used(
+        "worker_file_limit",
+        read.number(0),
+        "Files and sockets a worker may have open; 0: no limit of tserve's (tserve's own key)",
+    ),
+    _used(
+        "worker_kill_grace",
+        read.seconds,
+        "Seconds a worker gets to end by itself before it is killed (tserve's own key)",
+    ),
+    _used(
+        "max_worker_restarts",
+        read.number(0),
+        "Restarts of one version's workers, within `worker_restart_period`, after which they stay down; "
+        "0: no limit (tserve's own key)",
+    ),
+    _used("worker_restart_period", read.number(1), "Seconds in which those restarts are counted (tserve's own key)"),
+)
+
 _REFUSED = (
     _refused("private_key_file", _NO_TLS, "TLS; refused unless empty"),
     _refused("certificate_file", _NO_TLS, "TLS; refused unless empty"),
@@ -177,7 +221,6 @@ _NOT_YET = {
     "grpc_management_port": "Port of the gRPC management listener",
     "grpc_management_max_connection_age_ms": "Longest life of its connections",
     "grpc_management_max_connection_age_grace_ms": "Time to finish after that",
-    "number_of_gpu": "Most GPUs to use",
     "initial_distribution_port": "First port of torchrun workers",
     "cpu_launcher_enable": "Pin workers to cores",
     "cpu_launcher_args": "How to pin them",
@@ -200,7 +243,6 @@ _NO_MEANING = {
     "keystore_pass": "Goes with `keystore`",
     "keystore_type": "Goes with `keystore`",
     "model_server_home": "Where the Java front end finds its Python code",
-    "python": "Written by upstream into its snapshots",
     "version": "Written by upstream into its snapshots",
     "tsConfigFile": "Written by upstream into its snapshots",
     "cpp_log_config": "Logging of the C++ backend",
@@ -210,6 +252,7 @@ _NO_MEANING = {
 KEYS: tuple[Key, ...] = (
     *_LISTENERS,
     *_MODELS,
+    *_WORKERS,
     *_REFUSED,
     *(Key(name, Effect.NOT_YET, description) for name, description in _NOT_YET.items()),
     *(Key(name, Effect.NONE, description) for name, description in _NO_MEANING.items()),

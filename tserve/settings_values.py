@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,13 @@ def number(least: int, most: int = _INT32_MAX) -> Parser:
     return parse
 
 
+def seconds(given: Given) -> float:
+    text = given.text.strip()
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
+        raise given.bad("a number of seconds, 0 or more, such as 2 or 0.5")
+    return float(text)
+
+
 def choice(*choices: str) -> Parser:
     def parse(given: Given) -> str:
         if given.text.strip() not in choices:
@@ -145,6 +153,17 @@ def store(given: Given) -> Path:
     if not folder.is_dir():
         raise BadConfiguration(f"--model-store directory not found: {given.text.strip()}")
     return folder
+
+
+def program(given: Given) -> str | None:
+    """A file that can be run: a path, or a name that PATH leads to.  Links stay: a virtual environment is one."""
+    text = given.text.strip()
+    if not text:
+        return None
+    found = shutil.which(given.cwd / text if "/" in text else text)
+    if found is None:
+        raise given.bad("the path of a program that exists and may be run")
+    return str(Path(found).absolute())
 
 
 def _items(given: Given) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from tests.services.stack import Services, running
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import BatchFailed, Frame, JobReply, JobRequest, Kind, decode_batch, encode_reply
 from tserve.http.app import make_app
+from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
 from tserve.http.listener import bind, serve
 from tserve.http.management import management_routes
@@ -49,6 +50,7 @@ class FunctionWorker:
     may_speak: trio.Event
     pid: int = 4711
     exited: trio.Event = field(default_factory=trio.Event)
+    ailing: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self._sent, self._frames = trio.open_memory_channel[Frame](math.inf)
@@ -82,6 +84,7 @@ class FunctionWorker:
     def _end(self) -> None:
         self._sent.close()
         self.exited.set()
+        self.ailing.set()
 
     hang_up = kill = _end
 
@@ -150,9 +153,13 @@ async def serving(folder: Path, *, shared: bool = False, **settings: Any) -> Asy
     async with running(folder, launcher=launcher, **settings) as services, trio.open_nursery() as nursery:
         told = services.settings
         management = management_routes(
-            services.management, services.describe, services.pages, model_api=told.enable_model_api
+            services.management, services.describe, services.pages, services.history, model_api=told.enable_model_api
         )
-        inference = inference_routes(services.inference, services.describe, services.management)
+        inference = [
+            *health_routes(services.health),
+            *inference_routes(services.inference, services.health, services.management),
+        ]
+        management = [*health_routes(services.health), *management]
         options = {"max_request_size": told.max_request_size, "cors": told.cors_headers}
         if shared:
             first = second = await start_app(nursery, [management, inference], **options)

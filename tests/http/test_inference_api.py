@@ -331,7 +331,7 @@ async def test_ping(api: Api) -> None:
         assert answer.header("content-type") == "application/json"
     api.services.mar("broken.mar", name="broken", handler="nothing of this name")
     await api.services.register("broken.mar", initial_workers=1)
-    await until(lambda: not api.services.describe.healthy())
+    await until(lambda: not api.services.health.healthy())
     async with api.inference.connect() as connection:
         answer = await connection.ask("GET", "/ping")
         assert (answer.status, answer.json) == (500, {"status": "Unhealthy"})

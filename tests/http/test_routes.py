@@ -21,7 +21,7 @@ NOTHING: Any = None  # a service that no handler gets as far as calling
 
 
 def management(*, model_api: bool = True) -> Table:
-    return management_routes(NOTHING, NOTHING, NOTHING, model_api=model_api)
+    return management_routes(NOTHING, NOTHING, NOTHING, NOTHING, model_api=model_api)
 
 
 def inference() -> Table:
@@ -65,6 +65,11 @@ MANAGEMENT: dict[str, Mapping[str, str | int]] = {
         OTHER: 405,
     },
     # GET, DELETE and OPTIONS act on the default version in the recorded server; a typo must not (section 12, row 18).
+    "/tserve/models/n/events": {"GET": "events", OTHER: 405},
+    "/tserve/models/n/v/events": {"GET": "events", OTHER: 405},
+    "/tserve/models/n/retry": {"POST": "retry", OTHER: 405},
+    "/tserve/models/n/v/retry": {"POST": "retry", OTHER: 405},
+    "/tserve/models/n": dict.fromkeys([OTHER], 404),
     "/models/n/v/set-default": {"PUT": "set_default", OTHER: 405},
     "/models/n/v/set-default/": {"PUT": "set_default", OTHER: 405},
     # A version of that name.

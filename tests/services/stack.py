@@ -16,6 +16,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes import FakeLauncher, MemoryStore, Script
 from tserve.archive.keep import Keep
+from tserve.domain.actor import Actor
+from tserve.domain.devices import Devices, NoGpus, Placement
 from tserve.domain.plan import PoolSpec
 from tserve.domain.registry import Contents, Registry
 from tserve.domain.versions import Key
@@ -24,12 +26,15 @@ from tserve.runtime.launcher import Launcher
 from tserve.runtime.reconcile import Reconciler
 from tserve.services.describe import Describe
 from tserve.services.desired import RegisterRequest, pool_spec
+from tserve.services.health import Health
+from tserve.services.history import History
 from tserve.services.inference import Inference
 from tserve.services.management import Management, Result, ScaleRequest
 from tserve.services.pages import Pages
 from tserve.services.ports import Store
 from tserve.settings import Settings
 
+TEST = Actor("test", "request-1")
 PATIENCE_S = 20.0
 LOAD_S = 5.0
 BATCH_S = 5.0
@@ -107,16 +112,29 @@ class Services:
     launcher: Any
     registry: Registry
     keep: Keep
+    devices: Devices = field(default_factory=NoGpus)
     reconciler: Reconciler = field(init=False)
+    history: History = field(init=False)
     management: Management = field(init=False)
     describe: Describe = field(init=False)
+    health: Health = field(init=False)
     pages: Pages = field(init=False)
     inference: Inference = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reconciler = Reconciler(self._desired, self.launcher, first_slot_number=9000)
-        self.management = Management(self.store, self.registry, self.keep, self.reconciler, self.settings)
-        self.describe = Describe(self.registry, self.reconciler, self.management, self.settings)
+        self.history = History(self.store, self.registry)
+        self.reconciler = Reconciler(
+            self._desired,
+            self.launcher,
+            first_slot_number=9000,
+            report=self.history.report,
+            place=Placement().place,
+        )
+        self.management = Management(
+            self.store, self.registry, self.keep, self.reconciler, self.settings, self.history, self.devices
+        )
+        self.describe = Describe(self.registry, self.reconciler, self.management, self.settings, self.devices)
+        self.health = Health(self.registry, self.reconciler)
         offsets_only = self.settings.list_page_tokens == "offset"
         self.pages = Pages(self.store, self.registry, offsets_only=offsets_only)
         self.inference = Inference(self.registry, self.reconciler)
@@ -126,7 +144,8 @@ class Services:
         if version is None:
             return None
         archive = self.registry.archive(version.digest)
-        return pool_spec(version, archive, self.keep.model_dir(version.digest), self.settings)
+        model_dir = self.keep.model_dir(version.digest)
+        return pool_spec(version, archive, model_dir, self.settings, gpus=self.devices.count())
 
     # -- calls
 
@@ -134,13 +153,13 @@ class Services:
         return write_mar(self.settings.model_store, file, **what)
 
     async def register(self, url: str = "noop.mar", **ask: Any) -> Result:
-        return await self.management.register(RegisterRequest(url=url, **ask), actor="test")
+        return await self.management.register(RegisterRequest(url=url, **ask), actor=TEST)
 
     async def scale(self, name: str = "noop", version: str | None = None, **ask: Any) -> Result:
-        return await self.management.scale(ScaleRequest(name, version, **ask), actor="test")
+        return await self.management.scale(ScaleRequest(name, version, **ask), actor=TEST)
 
     async def unregister(self, name: str = "noop", version: str | None = None) -> Result:
-        return await self.management.unregister(name, version, actor="test")
+        return await self.management.unregister(name, version, actor=TEST)
 
     async def predict(self, name: str = "noop", version: str | None = None, body: bytes = b"x") -> JobReply:
         return await self.inference.predict(name, version, JobRequest("id", {}, (Input("body", "", body),)))
@@ -177,7 +196,12 @@ class Services:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, store: Store | None = None, launcher: Launcher | None = None, **settings: Any
+    folder: Path,
+    *,
+    store: Store | None = None,
+    launcher: Launcher | None = None,
+    devices: Devices | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Services]:
     """The services with everything that must run beside them, in a state and a store folder under `folder`."""
     model_store, state_dir = folder / "store", folder / "state"
@@ -192,9 +216,11 @@ async def running(
         launcher or FakeLauncher(named=HANDLERS),
         registry,
         keep,
+        devices or NoGpus(),
     )
     await made.pages.load()
     async with trio.open_nursery() as nursery:
+        await nursery.start(made.history.run)
         await nursery.start(made.reconciler.run)
         await nursery.start(made.management.run)
         for version in list(registry):

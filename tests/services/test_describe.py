@@ -1,16 +1,19 @@
-"""Describe: keys, their order and their values (spec/management.md section 6), and the rule of /ping (5.5)."""
+"""Describe: keys, their order and their values (spec/management.md section 6)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.services.stack import HANDLERS, LOAD_S, Services, jump, running, until
-from tserve.errors import ModelNotFound, ModelVersionNotFound
+from tests.services.stack import HANDLERS, Services, jump, running, until
+from tserve.errors import ModelNotFound, ModelVersionNotFound, WorkerInitialization
 
 KEYS = [
     "modelName",
@@ -42,7 +45,12 @@ KEYS = [
     "jobQueueStatus",
     "tserve",
 ]
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 WORKER_KEYS = ["id", "startTime", "status", "memoryUsage", "pid", "gpu", "gpuUsage", "tserve"]
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 async def test_keys_and_their_order(services: Services) -> None:
@@ -51,8 +59,8 @@ async def test_keys_and_their_order(services: Services) -> None:
     assert list(described) == KEYS
     assert list(described["workers"][0]) == WORKER_KEYS
     assert list(described["jobQueueStatus"]) == ["remainingCapacity", "pendingRequests"]
-    assert list(described["tserve"]) == ["digest", "handler", "default"]
-    assert list(described["workers"][0]["tserve"]) == ["phase", "phaseSeconds", "restarts"]
+    assert list(described["tserve"]) == ["digest", "handler", "default", "state", "ready", "wanted", "restarts"]
+    assert list(described["workers"][0]["tserve"]) == ["phase", "phaseSeconds", "since", "restarts"]
 
 
 async def test_a_version_without_a_yaml(services: Services) -> None:
@@ -86,7 +94,15 @@ async def test_a_version_without_a_yaml(services: Services) -> None:
         "loadedAtStartup": False,
         "workers": [],
         "jobQueueStatus": {"remainingCapacity": 100, "pendingRequests": 0},
-        "tserve": {"digest": f"sha256:{digest}", "handler": "ok", "default": True},
+        "tserve": {
+            "digest": f"sha256:{digest}",
+            "handler": "ok",
+            "default": True,
+            "state": "stopped",
+            "ready": 0,
+            "wanted": 0,
+            "restarts": 0,
+        },
     }
 
 
@@ -175,8 +191,8 @@ async def test_a_worker_that_is_ready(services: Services, mock_clock: MockClock)
     await services.register(initial_workers=1, synchronous=True)
     await jump(mock_clock, 3.5)
     (worker,) = services.described()["workers"]
-    started = worker.pop("startTime")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", started)
+    assert re.fullmatch(TIME, worker.pop("startTime"))
+    assert re.fullmatch(TIME, worker["tserve"].pop("since"))
     assert worker == {
         "id": "9000",
         "status": "READY",
@@ -204,6 +220,9 @@ async def test_a_worker_that_is_down(services: Services, mock_clock: MockClock) 
     await until(lambda: "lastFailure" in services.described()["workers"][0]["tserve"])
     (worker,) = services.described()["workers"]
     assert (worker["status"], worker["pid"], worker["memoryUsage"]) == ("UNLOADING", -1, 0)
+    since = moment(worker["tserve"].pop("since"))
+    assert abs(since - moment(worker["tserve"]["lastFailure"].pop("at"))) < timedelta(seconds=1)
+    assert abs(since - datetime.now(UTC)) < timedelta(seconds=60)
     assert worker["tserve"] == {
         "phase": "backing off",
         "phaseSeconds": 0.0,
@@ -274,54 +293,94 @@ async def test_unknown_versions(services: Services) -> None:
         services.describe.one("noop", "9")
 
 
-# ---- health
+# ---- GPUs
 
 
-async def test_health(services: Services, mock_clock: MockClock) -> None:
-    assert services.describe.healthy(), "no model at all"
-    await services.register(model_name="idle")
-    assert services.describe.healthy(), "without workers"
-    services.mar(handler="slow_load")
-    await services.register(initial_workers=2)
-    assert services.describe.healthy(), "while it loads"
-    await jump(mock_clock, LOAD_S)
-    await until(lambda: services.statuses() == ["READY", "READY"])
-    assert services.describe.healthy()
-    await services.scale(min_worker=0)
-    assert services.describe.healthy(), "none wanted"
+class TwoGpus:
+    async def detect(self) -> None:
+        pass
+
+    def count(self) -> int:
+        return 2
+
+    def usage(self, gpu_id: int) -> str:
+        return f"gpuId::{gpu_id} utilization.gpu::1 % utilization.memory::2 % memory.used::3 MiB"
 
 
-async def test_health_while_a_worker_is_tried_again_and_when_it_gives_up(
-    services: Services, mock_clock: MockClock
+@pytest.fixture
+async def with_gpus(tmp_path: Path, mock_clock: MockClock) -> AsyncIterator[Services]:
+    async with running(tmp_path, devices=TwoGpus()) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("yaml", "device_type", "device_ids", "gpu_ids"),
+    [
+        ("", "gpu", None, [1, 0, 1]),
+        ("deviceType: gpu", "gpu", None, [1, 0, 1]),
+        ("deviceIds: [1]", "gpu", [1], [1, 1, 1]),
+        ("deviceIds: [0, 1]", "gpu", [0, 1], [0, 1, 0]),
+        ("deviceIds: [0, 2]", "gpu", None, [1, 0, 1]),
+        ("deviceType: cpu", "cpu", None, [None, None, None]),
+    ],
+)
+async def test_workers_on_gpus(
+    with_gpus: Services, yaml: str, device_type: str, device_ids: list[int] | None, gpu_ids: list[int | None]
 ) -> None:
-    services.mar(handler="broken", config="maxRetryTimeoutInSec: 3\n")
-    await services.register(initial_workers=1)
-    await until(lambda: "lastFailure" in services.described()["workers"][0]["tserve"])
-    assert services.describe.healthy()
-    for _ in range(3):
-        await jump(mock_clock, 2)
-    await until(lambda: services.described()["workers"][0]["tserve"]["phase"] == "failed")
-    assert not services.describe.healthy()
+    with_gpus.mar(config=f"batchSize: 1\n{yaml}\n")
+    await with_gpus.register(initial_workers=3, synchronous=True)
+    described = with_gpus.described()
+    at = KEYS.index("deviceType") + 1
+    assert list(described) == [*KEYS[:at], *([] if device_ids is None else ["deviceIds"]), *KEYS[at:]]
+    assert (described["deviceType"], described.get("deviceIds")) == (device_type, device_ids)
+    workers = described["workers"]
+    assert [worker["tserve"].get("gpuId") for worker in workers] == gpu_ids
+    assert [worker["gpu"] for worker in workers] == [number is not None for number in gpu_ids]
+    expected = ["N/A" if number is None else TwoGpus().usage(number) for number in gpu_ids]
+    assert [worker["gpuUsage"] for worker in workers] == expected
+    told = {worker.pid: worker.spec.gpu_id for worker in with_gpus.launcher.workers}
+    assert [told[worker["pid"]] for worker in workers] == gpu_ids
 
 
-async def test_only_default_versions_count(services: Services) -> None:
-    await services.register(initial_workers=1, synchronous=True)
-    services.mar("two.mar", version="2.0", handler="hopeless")
-    await services.register("two.mar", initial_workers=1)
-    await until(lambda: services.described(version="2.0")["workers"][0]["tserve"]["phase"] == "failed")
-    assert services.describe.healthy()
-    await services.management.set_default("noop", "2.0", actor="test")
-    assert not services.describe.healthy()
-    await services.scale(min_worker=0, synchronous=True)
-    assert services.describe.healthy()
+async def test_workers_that_take_several_gpus(with_gpus: Services) -> None:
+    """No more of them than there are GPUs for; the sentence still tells the number that was asked for."""
+    with_gpus.mar(config="parallelType: tp\nparallelLevel: 2\n")
+    await with_gpus.register()
+    result = await with_gpus.scale(min_worker=3, synchronous=True)
+    assert result.text == "Workers scaled to 3 for model: noop"
+    described = with_gpus.described()
+    assert (described["minWorkers"], described["maxWorkers"], len(described["workers"])) == (1, 1, 1)
+    assert described["workers"][0]["tserve"]["gpuId"] == 0
 
 
-async def test_one_worker_fewer_than_wanted_is_unhealthy(services: Services) -> None:
+@pytest.mark.parametrize("how", ["register", "scale"])
+async def test_workers_that_take_more_gpus_than_there_are(with_gpus: Services, how: str) -> None:
+    with_gpus.mar(config="parallelType: tp\nparallelLevel: 4\n")
+
+    async def ask() -> Any:
+        if how == "register":
+            return await with_gpus.register(initial_workers=1)
+        await with_gpus.register()
+        return await with_gpus.scale(min_worker=1)
+
+    with pytest.raises(WorkerInitialization) as refused:
+        await ask()
+    assert refused.value.message == "No enough gpu devices for model:noop parallelLevel:4"
+    assert (refused.value.code, refused.value.type_name) == (500, "WorkerInitializationException")
+    if how == "scale":
+        assert with_gpus.described()["minWorkers"] == 0
+        await with_gpus.scale(min_worker=0, synchronous=True)
+    else:
+        assert with_gpus.keys() == []
+
+
+# ---- what is there of a version
+
+
+async def test_a_version_that_is_partly_up(services: Services) -> None:
     await services.register(initial_workers=1, synchronous=True)
     services.launcher.play(HANDLERS["hopeless"])
     await services.scale(min_worker=2)
     await until(lambda: "lastFailure" in services.described()["workers"][1]["tserve"])
-    assert services.statuses() == ["READY", "UNLOADING"]
-    assert not services.describe.healthy()
-    await services.scale(min_worker=1, max_worker=2, synchronous=False)
-    assert services.describe.healthy(), "one is enough again"
+    shown = services.described()["tserve"]
+    assert {key: shown[key] for key in ("state", "ready", "wanted")} == {"state": "degraded", "ready": 1, "wanted": 2}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,16 @@ import pytest
 from tserve.domain.model_config import read_model_config
 from tserve.domain.plan import MOST_WORKERS
 from tserve.domain.versions import Archive, Key, Manifest, Version
-from tserve.errors import BadRequest, InvalidModel
-from tserve.services.desired import ADDRESSABLE, RegisterRequest, check_runtime, pool_spec, version_of
+from tserve.errors import BadRequest, InvalidModel, WorkerInitialization
+from tserve.runtime.processors import processors
+from tserve.services.desired import (
+    ADDRESSABLE,
+    RegisterRequest,
+    check_runtime,
+    pool_spec,
+    threads_per_worker,
+    version_of,
+)
 from tserve.settings import ModelSettings, Settings
 
 PLACE: dict[str, Any] = {"model_store": Path("/store"), "state_dir": Path("/state")}
@@ -27,6 +35,7 @@ def wanted(
     given: dict[str, int] | None = None,
     *,
     at_startup: bool = False,
+    gpus: int = 0,
     manifest: Manifest = MANIFEST,
     **settings: Any,
 ) -> Version:
@@ -38,6 +47,7 @@ def wanted(
         Archive("d", 1, manifest, config),
         Settings(**PLACE, model_settings=models, **settings),
         at_startup=at_startup,
+        gpus=gpus,
     )
 
 
@@ -112,7 +122,7 @@ def test_each_number_has_its_own_source(winner: str) -> None:
     assert list(numbers(version)) == expected
 
 
-CPUS = os.cpu_count() or 1
+CPUS = processors()
 
 
 @pytest.mark.parametrize(
@@ -250,6 +260,106 @@ def test_numbers_that_mean_nothing_are_clamped_in_effect() -> None:
     spec = pool_spec(version, Archive("d", 1, MANIFEST), Path("/kept/d"), Settings(**PLACE))
     assert (spec.batch_size, spec.worker.batch_size, spec.batch_delay_s) == (1, 1, 0.0)
     assert (spec.response_timeout_s, spec.startup_timeout_s) == (0.0, 0.0)
+
+
+PAIRS: dict[str, object] = {"parallelType": "tp", "parallelLevel": 2}
+
+
+@pytest.mark.parametrize(
+    ("ask", "yaml", "gpus", "expected"),
+    [
+        ({}, None, 3, (3, 3)),  # at start a worker for each GPU
+        ({}, {"deviceType": "cpu"}, 3, (3, 3)),
+        ({"initial_workers": 5}, None, 3, (5, 5)),
+        ({}, PAIRS, 5, (2, 2)),
+        ({"initial_workers": 1}, PAIRS, 5, (1, 1)),
+        ({"initial_workers": 9}, PAIRS, 4, (2, 2)),
+        ({"initial_workers": 9}, PAIRS, 0, (9, 9)),  # on the processor nothing is cut
+        ({"initial_workers": 9}, {**PAIRS, "deviceType": "cpu"}, 4, (9, 9)),
+        ({"initial_workers": 9}, {**PAIRS, "deviceIds": [0, 1]}, 4, (1, 1)),
+        ({}, {**PAIRS, "minWorkers": 1, "maxWorkers": 8}, 4, (1, 2)),
+        ({"initial_workers": 0}, PAIRS, 1, (0, 0)),
+    ],
+)
+def test_workers_on_gpus(
+    ask: dict[str, Any], yaml: dict[str, object] | None, gpus: int, expected: tuple[int, int]
+) -> None:
+    version = wanted(ask, yaml, gpus=gpus, at_startup=True)
+    assert (version.min_workers, version.max_workers) == expected
+
+
+def test_no_room_on_the_gpus_for_one_worker() -> None:
+    with pytest.raises(WorkerInitialization) as refused:
+        wanted({"initial_workers": 1}, {**PAIRS, "parallelLevel": 4, "deviceIds": [0, 1, 2]}, gpus=8)
+    assert refused.value.message == "No enough gpu devices for model:noop parallelLevel:4"
+    assert refused.value.cause["detail"] == "3 GPUs may be used, a worker takes 4"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "gpus", "expected"),
+    [
+        ({}, 0, (0, None, 0)),
+        ({}, 2, (2, None, 0)),
+        ({"deviceIds": [1]}, 2, (2, (1,), 0)),
+        ({"deviceIds": [2]}, 2, (2, None, 0)),
+        (PAIRS, 2, (2, None, 2)),
+        ({**PAIRS, "deviceType": "cpu"}, 2, (0, None, 0)),
+    ],
+)
+def test_the_devices_of_a_pool_spec(
+    yaml: dict[str, object], gpus: int, expected: tuple[int, tuple[int, ...] | None, int]
+) -> None:
+    archive = Archive("d", 1, MANIFEST, read_model_config(yaml)[0])
+    spec = pool_spec(wanted(), archive, Path("/kept/d"), Settings(**PLACE), gpus=gpus)
+    assert (spec.gpus, spec.device_ids, spec.parallel_level) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers", "cores", "threads"),
+    [
+        ({}, 1, 8, 8),
+        ({}, 3, 8, 2),
+        ({}, 9, 8, 1),
+        ({}, 0, 8, 8),
+        ({"omp_num_threads": 5}, 3, 8, 5),
+        ({"worker_threads": 6}, 3, 8, 6),
+        ({"worker_threads": 6, "omp_num_threads": 5}, 3, 8, 6),
+    ],
+)
+def test_threads_of_a_worker(settings: dict[str, Any], workers: int, cores: int, threads: int) -> None:
+    assert threads_per_worker(Settings(**PLACE, **settings), workers=workers, cores=cores) == threads
+
+
+def test_what_a_worker_may_use() -> None:
+    settings = Settings(
+        **PLACE,
+        worker_memory_limit=3,
+        worker_process_limit=4,
+        worker_file_limit=5,
+        worker_kill_grace=0.5,
+        max_worker_restarts=6,
+        worker_restart_period=7,
+        python="/venv/bin/python",
+    )
+    version = wanted({"initial_workers": 2})
+    spec = pool_spec(version, Archive("d", 1, MANIFEST), Path("/kept/d"), settings, cores=9)
+    worker = spec.worker
+    assert (worker.memory_limit, worker.process_limit, worker.file_limit) == (3 << 20, 4, 5)
+    assert (worker.threads, worker.interpreter, worker.kill_grace_s) == (4, "/venv/bin/python", 0.5)
+    assert (spec.most_restarts, spec.restart_period_s) == (6, 7.0)
+
+
+def test_the_servers_own_python_is_no_other() -> None:
+    """So that its workers can be forked."""
+    archive, here = Archive("d", 1, MANIFEST), Path("/kept/d")
+    for python in (None, sys.executable):
+        assert pool_spec(wanted(), archive, here, Settings(**PLACE, python=python)).worker.interpreter is None
+
+
+def test_as_many_threads_as_the_most_workers_leave() -> None:
+    version = wanted(yaml={"minWorkers": 1, "maxWorkers": 4})
+    spec = pool_spec(version, Archive("d", 1, MANIFEST), Path("/kept/d"), Settings(**PLACE), cores=8)
+    assert spec.worker.threads == 2
 
 
 def test_a_name_that_no_path_can_hold() -> None:

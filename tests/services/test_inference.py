@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.services.stack import BATCH_S, Services, jump, running, until
+from tests.services.stack import BATCH_S, TEST, Services, jump, running, until
 from tserve.domain.wire import JobReply
 from tserve.errors import InternalServer, ModelNotFound, ModelVersionNotFound, ServiceUnavailable
 
@@ -29,7 +29,7 @@ async def test_the_default_version_answers_when_none_is_named(services: Services
     services.mar("two.mar", version="2.0")
     await services.register("two.mar", initial_workers=1, synchronous=True)
     await services.predict(body=b"1")
-    await services.management.set_default("noop", "2.0", actor="test")
+    await services.management.set_default("noop", "2.0", actor=TEST)
     await services.predict(body=b"2")
     await services.predict(version="1.0", body=b"3")
     one, two = services.launcher.workers

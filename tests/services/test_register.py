@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes import FakeLauncher, Script
-from tests.services.stack import HANDLERS, LOAD_S, Services, jump, running, until
+from tests.services.stack import HANDLERS, LOAD_S, TEST, Services, jump, running, until
 from tserve.domain.versions import Key
 from tserve.errors import (
     BadRequest,
@@ -141,7 +141,7 @@ async def test_refusals_in_the_contracts_order(services: Services) -> None:
     (services.settings.model_store / "garbage.tar.gz").write_bytes(b"garbage")
     for ask, error, message in REFUSED:
         with pytest.raises(error) as refused:
-            await services.management.register(RegisterRequest(**ask), actor="test")
+            await services.management.register(RegisterRequest(**ask), actor=TEST)
         assert refused.value.message == message
     assert services.keys() == []
     assert services.store.changes == []

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes import FakeWorker
-from tests.services.stack import BATCH_S, HANDLERS, LOAD_S, Services, jump, until
+from tests.services.stack import BATCH_S, HANDLERS, LOAD_S, TEST, Services, jump, until
 from tserve.domain.versions import Key
 from tserve.domain.wire import JobReply
 from tserve.errors import BadRequest, InternalServer, ModelNotFound, ModelVersionNotFound, TserveError
@@ -121,7 +121,7 @@ async def test_one_version_only(services: Services) -> None:
     await services.scale(version="2.0", min_worker=2, synchronous=True)
     assert (wanted(services, "1.0"), wanted(services, "2.0")) == ((1, 1), (2, 2))
     assert [len(services.statuses(version=version)) for version in ("1.0", "2.0")] == [1, 2]
-    await services.management.set_default("noop", "2.0", actor="test")
+    await services.management.set_default("noop", "2.0", actor=TEST)
     await services.scale(min_worker=0, synchronous=True)
     assert (wanted(services, "1.0"), wanted(services, "2.0")) == ((1, 1), (0, 0))
 

@@ -8,7 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.services.stack import BATCH_S, Services, jump, running, until
+from tests.services.stack import BATCH_S, TEST, Services, jump, running, until
+from tserve.domain.actor import Actor
 from tserve.domain.versions import Key
 from tserve.errors import (
     DefaultVersionInUse,
@@ -82,7 +83,7 @@ async def test_the_default_is_the_one_at_the_moment_of_removal(services: Service
                 await services.unregister()
 
         async def set_default() -> None:
-            await services.management.set_default("noop", "2.0", actor="test")
+            await services.management.set_default("noop", "2.0", actor=TEST)
 
         nursery.start_soon(set_default)
         await services.store.reached.wait()
@@ -237,8 +238,8 @@ async def test_a_client_that_leaves_does_not_stop_it(services: Services, mock_cl
 async def test_set_default(services: Services) -> None:
     await two_versions(services)
     text = 'Default version successfully updated for model "noop" to "2.0"'
-    assert await services.management.set_default("noop", "2.0", actor="someone") == Result(Progress.DONE, text)
-    assert await services.management.set_default("noop", "2.0", actor="again") == Result(Progress.DONE, text)
+    assert await services.management.set_default("noop", "2.0", actor=Actor("someone")) == Result(Progress.DONE, text)
+    assert await services.management.set_default("noop", "2.0", actor=Actor("again")) == Result(Progress.DONE, text)
     assert services.store.changes[2:] == [("set_default", Key("noop", "2.0"), "someone")], "the second changes nothing"
     assert services.described()["modelVersion"] == "2.0"
     assert services.described(version="1.0")["tserve"]["default"] is False
@@ -259,7 +260,7 @@ async def test_set_default_refusals(services: Services) -> None:
     await two_versions(services)
     for name, version, error, message in REFUSED_DEFAULTS:
         with pytest.raises(error) as refused:
-            await services.management.set_default(name, version, actor="test")
+            await services.management.set_default(name, version, actor=TEST)
         assert refused.value.message == message
 
 
@@ -267,7 +268,7 @@ async def test_set_default_with_a_store_that_fails(services: Services) -> None:
     await two_versions(services)
     services.store.fails_with = NO_DISK
     with pytest.raises(InternalServer) as failed:
-        await services.management.set_default("noop", "2.0", actor="test")
+        await services.management.set_default("noop", "2.0", actor=TEST)
     assert failed.value is NO_DISK
     assert services.described()["modelVersion"] == "1.0"
     await services.same_in_store()
@@ -280,7 +281,7 @@ async def test_set_default_of_a_client_that_leaves_during_the_commit(services: S
         async with trio.open_nursery() as calls:
 
             async def set_default() -> None:
-                await services.management.set_default("noop", "2.0", actor="test")
+                await services.management.set_default("noop", "2.0", actor=TEST)
 
             calls.start_soon(set_default)
             await services.store.reached.wait()
@@ -294,7 +295,7 @@ async def test_set_default_touches_no_workers(services: Services) -> None:
     await services.register(initial_workers=1, synchronous=True)
     services.mar("two.mar", version="2.0")
     await services.register("two.mar", initial_workers=1, synchronous=True)
-    await services.management.set_default("noop", "2.0", actor="test")
+    await services.management.set_default("noop", "2.0", actor=TEST)
     await wait_all_tasks_blocked()
     assert services.launcher.asked == len(services.launcher.alive) == 2
     assert (services.statuses(version="1.0"), services.statuses(version="2.0")) == (["READY"], ["READY"])

@@ -9,7 +9,7 @@ from tserve.errors import BadRequest, InternalServer, NotYetBuilt
 from tserve.http.inputs import query_inputs, read_inputs
 from tserve.http.render import json_reply
 from tserve.http.routes import ANY, Call, Reply, Route, Table
-from tserve.services.describe import Describe
+from tserve.services.health import Health
 from tserve.services.inference import Inference
 from tserve.services.management import Management
 
@@ -20,9 +20,9 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
-def inference_routes(inference: Inference, describe: Describe, management: Management) -> Table:
+def inference_routes(inference: Inference, health: Health, management: Management) -> Table:
     """Route choice looks at the path only, as recorded; any method but OPTIONS predicts."""
-    api = _InferenceApi(inference, describe, management)
+    api = _InferenceApi(inference, health, management)
     return [
         Route(ANY, "/ping/...", api.ping),
         Route(ANY, "/predictions/{name}", api.predict),
@@ -37,14 +37,14 @@ def inference_routes(inference: Inference, describe: Describe, management: Manag
 
 
 class _InferenceApi:
-    def __init__(self, inference: Inference, describe: Describe, management: Management) -> None:
+    def __init__(self, inference: Inference, health: Health, management: Management) -> None:
         self._inference = inference
-        self._describe = describe
+        self._health = health
         self._management = management
 
     async def ping(self, call: Call) -> Reply:
         """A status object even when unhealthy (section 1.1)."""
-        healthy = self._describe.healthy()
+        healthy = self._health.healthy()
         return json_reply(200 if healthy else 500, {"status": "Healthy" if healthy else "Unhealthy"})
 
     async def predict(self, call: Call) -> Reply:

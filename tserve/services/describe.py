@@ -1,4 +1,4 @@
-"""What is: descriptions of versions and the health of the whole, answered from memory.
+"""What is: descriptions of versions, answered from memory.
 
 Keys and their order are the contract's (spec/management.md section 6); what tserve knows beyond them stands in a
 `tserve` member behind the others, per version and per worker (DESIGN.md section 9).
@@ -6,8 +6,10 @@ Keys and their order are the contract's (spec/management.md section 6); what tse
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
+from tserve.domain.devices import USAGE_OF_CPU, Devices, usable
 from tserve.domain.model_config import ModelConfig
 from tserve.domain.phases import LOADED
 from tserve.domain.registry import Registry
@@ -16,6 +18,7 @@ from tserve.runtime.pool import PoolView
 from tserve.runtime.reconcile import Reconciler
 from tserve.runtime.slot import SlotView
 from tserve.services.desired import queue_size
+from tserve.services.health import judge
 from tserve.services.management import Management
 from tserve.settings import Settings
 
@@ -23,11 +26,19 @@ _NO_CONFIG = ModelConfig()
 
 
 class Describe:
-    def __init__(self, registry: Registry, reconciler: Reconciler, management: Management, settings: Settings) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        reconciler: Reconciler,
+        management: Management,
+        settings: Settings,
+        devices: Devices,
+    ) -> None:
         self._registry = registry
         self._reconciler = reconciler
         self._management = management
         self._settings = settings
+        self._devices = devices
 
     def one(self, name: str, version: str | None) -> list[dict[str, object]]:
         """The version asked for, the default one when none is.  Raises ModelNotFound, ModelVersionNotFound."""
@@ -37,19 +48,12 @@ class Describe:
         """Every version, oldest registration first (the recorded order is a hash's).  Raises ModelNotFound."""
         return [self._describe(version) for version in self._registry.all_of(name)]
 
-    def healthy(self) -> bool:
-        """Whether each default version has as many workers that have not given up as it wants (section 5.5)."""
-        return all(self._enough(version) for version in self._registry.defaults() if version.min_workers > 0)
-
-    def _enough(self, version: Version) -> bool:
-        pool = self._reconciler.pool(version.key)
-        return pool is not None and pool.healthy() >= version.min_workers
-
     def _describe(self, version: Version) -> dict[str, object]:
         archive = self._registry.archive(version.digest)
         config = archive.config or _NO_CONFIG
         pool = self._reconciler.pool(version.key)
         view = pool.view() if pool is not None else PoolView(capacity=queue_size(archive, self._settings))
+        devices = usable(config, self._devices.count())
         sequences = config.sequence_max_idle_ms > 0
         described: dict[str, object] = {
             "modelName": version.key.name,
@@ -67,7 +71,8 @@ class Describe:
             "clientTimeoutInMills": config.client_timeout_ms,
             "parallelType": config.parallel_type,
             "parallelLevel": config.parallel_level,
-            "deviceType": "cpu",
+            "deviceType": devices.kind,
+            **({} if devices.ids is None else {"deviceIds": list(devices.ids)}),
             "continuousBatching": config.continuous_batching,
             "useJobTicket": config.use_job_ticket,
             "useVenv": config.use_venv and version.runtime == "python",
@@ -77,40 +82,55 @@ class Describe:
             "maxNumSequence": config.max_num_sequence if sequences else 0,
             "maxSequenceJobQueueSize": config.max_sequence_job_queue_size if sequences else 0,
             "loadedAtStartup": version.key.name in self._management.startup_names,
-            "workers": [_worker(slot) for slot in view.slots],
+            "workers": [self._worker(slot) for slot in view.slots],
             "jobQueueStatus": {
                 "remainingCapacity": max(0, view.capacity - view.pending),
                 "pendingRequests": view.pending,
             },
-            "tserve": {
-                "digest": f"sha256:{version.digest}",
-                "handler": version.handler,
-                "default": self._registry.is_default(version.key),
-            },
+            "tserve": self._beyond(version, view),
         }
         return described
 
+    def _beyond(self, version: Version, view: PoolView) -> dict[str, object]:
+        health = judge(version, view, is_default=self._registry.is_default(version.key))
+        return {
+            "digest": f"sha256:{version.digest}",
+            "handler": version.handler,
+            "default": health.is_default,
+            "state": health.state.value,
+            "ready": health.ready,
+            "wanted": health.wanted,
+            "restarts": health.restarts,
+        }
 
-def _worker(slot: SlotView) -> dict[str, object]:
+    def _worker(self, slot: SlotView) -> dict[str, object]:
+        usage = USAGE_OF_CPU if slot.gpu_id is None else self._devices.usage(slot.gpu_id)
+        return {
+            "id": str(slot.id),
+            "startTime": _timestamp(slot.created_at),
+            "status": "READY" if slot.phase in LOADED else "UNLOADING",
+            "memoryUsage": slot.memory,
+            "pid": slot.pid,
+            "gpu": slot.gpu_id is not None,
+            "gpuUsage": usage,
+            "tserve": _worker_detail(slot),
+        }
+
+
+def _worker_detail(slot: SlotView) -> dict[str, object]:
     detail: dict[str, object] = {
         "phase": slot.phase.value,
         "phaseSeconds": round(slot.since_s, 3),
+        "since": _timestamp(time.time() - slot.since_s),
         "restarts": slot.restarts,
     }
+    if slot.gpu_id is not None:
+        detail["gpuId"] = slot.gpu_id
     if slot.next_try_in_s is not None:
         detail["nextTrySeconds"] = round(max(0.0, slot.next_try_in_s), 3)
     if slot.failure is not None:
-        detail["lastFailure"] = slot.failure.cause()
-    return {
-        "id": str(slot.id),
-        "startTime": _timestamp(slot.created_at),
-        "status": "READY" if slot.phase in LOADED else "UNLOADING",
-        "memoryUsage": slot.memory,
-        "pid": slot.pid,
-        "gpu": False,
-        "gpuUsage": "N/A",
-        "tserve": detail,
-    }
+        detail["lastFailure"] = {**slot.failure.cause(), "at": _timestamp(slot.failure.at)}
+    return detail
 
 
 def _timestamp(epoch_s: float) -> str:

@@ -5,15 +5,17 @@ Precedence, highest first: parameter of the call, archive yaml, `models` propert
 
 from __future__ import annotations
 
-import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from tserve.domain.devices import usable
 from tserve.domain.model_config import ModelConfig
 from tserve.domain.plan import MOST_WORKERS, PoolSpec, WorkerSpec
 from tserve.domain.versions import Archive, Key, Version
-from tserve.errors import BadRequest, InvalidModel
+from tserve.errors import BadRequest, InvalidModel, WorkerInitialization
+from tserve.runtime.processors import processors
 from tserve.settings import ModelSettings, Settings
 
 UNSET = -1  # also what clients send for "default" (spec/management.md section 2.1)
@@ -60,8 +62,14 @@ def check_workers(field: str, count: int) -> None:
         )
 
 
-def version_of(ask: RegisterRequest, archive: Archive, settings: Settings, *, at_startup: bool) -> Version:
-    """The version that a registration asks for.  Raises InvalidModel for an archive that does not say enough."""
+def version_of(
+    ask: RegisterRequest, archive: Archive, settings: Settings, *, at_startup: bool, gpus: int = 0
+) -> Version:
+    """The version that a registration asks for on a machine with `gpus`.
+
+    Raises InvalidModel for an archive that does not say enough, BadRequest for too many workers, and
+    WorkerInitialization.
+    """
     manifest, config = archive.manifest, archive.config or _NO_CONFIG
     name = ask.model_name or manifest.model_name
     if not name:
@@ -76,8 +84,9 @@ def version_of(ask: RegisterRequest, archive: Archive, settings: Settings, *, at
         raise InvalidModel("Runtime is not defined or invalid.", cause={"allowed": sorted(RUNTIMES)})
     key = Key(name, manifest.model_version)
     given = settings.model_settings.get((key.name, key.version), ModelSettings())
-    fewest, most = _workers(ask, config, given, settings, at_startup=at_startup)
+    fewest, most = _workers(ask, config, given, settings, at_startup=at_startup, gpus=gpus)
     check_workers("minWorkers" if ask.initial_workers is None else "initial_workers", fewest)
+    fewest, most = cut_to_devices(key.name, archive, (fewest, most), gpus)
     return Version(
         key=key,
         url=ask.url or "",
@@ -114,9 +123,12 @@ def _first(*choices: int | None) -> int:
 
 
 def _workers(
-    ask: RegisterRequest, config: ModelConfig, given: ModelSettings, settings: Settings, *, at_startup: bool
+    ask: RegisterRequest, config: ModelConfig, given: ModelSettings, settings: Settings, *, at_startup: bool, gpus: int
 ) -> tuple[int, int]:
-    """Minimum and maximum.  The `models` property counts only at start; then the default is one per processor."""
+    """Minimum and maximum.
+
+    The `models` property counts only at start; then the default is one per GPU, without GPUs one per processor.
+    """
     if ask.initial_workers is not None:
         count = max(0, ask.initial_workers)
         return count, count
@@ -127,18 +139,44 @@ def _workers(
         return count, count
     if given.min_workers and given.max_workers and given.min_workers <= given.max_workers:
         return given.min_workers, given.max_workers
-    count = count or os.cpu_count() or 1
+    count = count or gpus or processors()
     return count, count
+
+
+def cut_to_devices(name: str, archive: Archive, workers: tuple[int, int], gpus: int) -> tuple[int, int]:
+    """Minimum and maximum as far as there are GPUs for them, where a worker takes several (section 4.1).
+
+    Raises WorkerInitialization when there are too few for one, unless none is wanted.
+    """
+    devices = usable(archive.config or _NO_CONFIG, gpus)
+    room = devices.most_workers
+    if room is None or workers[1] <= 0:
+        return workers
+    if room == 0:
+        raise WorkerInitialization.no_devices(name, devices.parallel_level, gpus=len(devices.ids or range(gpus)))
+    return min(workers[0], room), min(workers[1], room)
+
+
+def threads_per_worker(settings: Settings, *, workers: int, cores: int) -> int:
+    """What tserve is told to, what OpenMP is told to, else a worker's share of the processors; never 0."""
+    return settings.worker_threads or settings.omp_num_threads or max(1, cores // max(1, workers))
 
 
 def queue_size(archive: Archive, settings: Settings) -> int:
     return (archive.config or _NO_CONFIG).job_queue_size or settings.job_queue_size
 
 
-def pool_spec(version: Version, archive: Archive, model_dir: Path, settings: Settings) -> PoolSpec:
-    """What the machine needs to serve a version: numbers clamped to where they mean something."""
+def pool_spec(
+    version: Version, archive: Archive, model_dir: Path, settings: Settings, *, gpus: int = 0, cores: int | None = None
+) -> PoolSpec:
+    """What the machine needs to serve a version: numbers clamped to where they mean something.
+
+    `cores` are this process's processors unless given.
+    """
     config = archive.config or _NO_CONFIG
     batch_size = max(1, version.batch_size)
+    devices = usable(config, gpus)
+    workers = min(max(version.min_workers, version.max_workers), MOST_WORKERS)
     return PoolSpec(
         key=version.key,
         worker=WorkerSpec(
@@ -152,6 +190,12 @@ def pool_spec(version: Version, archive: Archive, model_dir: Path, settings: Set
             decode_input=settings.decode_input_request,
             limit_max_image_pixels=settings.limit_max_image_pixels,
             max_response_size=settings.max_response_size,
+            interpreter=settings.python if settings.python != sys.executable else None,
+            threads=threads_per_worker(settings, workers=workers, cores=processors() if cores is None else cores),
+            memory_limit=settings.worker_memory_limit << 20,
+            process_limit=settings.worker_process_limit,
+            file_limit=settings.worker_file_limit,
+            kill_grace_s=settings.worker_kill_grace,
         ),
         min_workers=version.min_workers,
         max_workers=version.max_workers,
@@ -161,4 +205,9 @@ def pool_spec(version: Version, archive: Archive, model_dir: Path, settings: Set
         startup_timeout_s=float(max(0, version.startup_timeout)),
         retry_window_s=float(config.max_retry_timeout_s),
         queue_size=queue_size(archive, settings),
+        most_restarts=settings.max_worker_restarts,
+        restart_period_s=float(settings.worker_restart_period),
+        gpus=devices.gpus,
+        device_ids=devices.ids,
+        parallel_level=devices.parallel_level,
     )

@@ -10,6 +10,7 @@ import re
 from pathlib import PurePosixPath
 
 from tserve.archive.keep import Keep
+from tserve.domain.actor import START
 from tserve.errors import Conflict, InvalidModel, TserveError
 from tserve.services.desired import RegisterRequest
 from tserve.services.management import Management
@@ -34,7 +35,7 @@ async def load_models(management: Management, keep: Keep, settings: Settings) ->
 
 async def _ensure(management: Management, ask: RegisterRequest) -> None:
     try:
-        await management.register(ask, actor="start", at_startup=True)
+        await management.register(ask, actor=START, at_startup=True)
     except Conflict as e:
         management.startup_names.add(e.name)
         _log.info("%s: version %s of model %s is registered already and stays as it is", ask.url, e.version, e.name)
