@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,6 @@ from tserve.http.routes import Table
 from tserve.runtime.devices import NvmlDevices
 from tserve.runtime.family import Family, adopt
 from tserve.runtime.fresh import FreshLauncher
-from tserve.runtime.launcher import Launcher
 from tserve.runtime.reconcile import Reconciler
 from tserve.runtime.zygote import ZygoteLauncher
 from tserve.services.describe import Describe
@@ -107,11 +106,13 @@ class _Server:
 
     async def _serve(self, sockets: dict[tuple[str, ...], socket.socket]) -> None:
         settings, registry = self._settings, self._registry
+        adopt()
         family = Family()
-        launcher = self._launcher(family)
+        fresh = FreshLauncher(family)
+        zygote = ZygoteLauncher(family, fresh) if settings.worker_start == "zygote" else None
         reconciler = Reconciler(
             self._desired,
-            launcher,
+            zygote or fresh,
             first_slot_number=settings.initial_worker_port,
             report=self._history.report,
             place=Placement().place,
@@ -132,8 +133,8 @@ class _Server:
         tables = {role: [*health_routes(health), *table] for role, table in tables.items()}
         async with trio.open_nursery() as nursery:
             await nursery.start(family.run)
-            if isinstance(launcher, ZygoteLauncher):
-                await nursery.start(launcher.run)
+            if zygote is not None:
+                await nursery.start(zygote.run)
             await nursery.start(reconciler.run)
             await nursery.start(management.run)
             await nursery.start(devices.run)
@@ -144,14 +145,9 @@ class _Server:
             with self._loading:
                 await load_models(management, self._keep, settings)
             if not self._stop.is_set():
-                await self._listen(sockets, tables)
+                await self._listen(sockets, tables, on_ready=zygote.warm if zygote is not None else None)
             await reconciler.drain(drain_s=max(0.0, self._drained_by - trio.current_time()))
             nursery.cancel_scope.cancel()
-
-    def _launcher(self, family: Family) -> Launcher:
-        adopt()
-        fresh = FreshLauncher(family)
-        return fresh if self._settings.worker_start == "fresh" else ZygoteLauncher(family, fresh)
 
     def _desired(self, key: Key) -> PoolSpec | None:
         version = self._registry.get(key)
@@ -161,7 +157,13 @@ class _Server:
         model_dir = self._keep.model_dir(version.digest)
         return pool_spec(version, archive, model_dir, self._settings, gpus=self._devices.count())
 
-    async def _listen(self, sockets: dict[tuple[str, ...], socket.socket], tables: dict[str, Table]) -> None:
+    async def _listen(
+        self,
+        sockets: dict[tuple[str, ...], socket.socket],
+        tables: dict[str, Table],
+        *,
+        on_ready: Callable[[], None] | None,
+    ) -> None:
         """Listen until told to stop, then until the last request is answered or its time is over."""
         settings = self._settings
         urls = _urls(settings, sockets)  # now, since the sockets are closed as soon as a signal comes
@@ -178,6 +180,8 @@ class _Server:
             with _endpoints_file(settings.state_dir / ENDPOINTS, urls):
                 gc.freeze()  # modules stay: later collections need not walk them
                 gc.enable()
+                if on_ready is not None:
+                    on_ready()
                 _log.info("ready: %s", ", ".join(f"{role} {url}" for role, url in urls.items()))
                 await self._stop.wait()
 

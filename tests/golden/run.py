@@ -34,6 +34,7 @@ GROUPS = [
     "snapshot",
     "routes",
     "inference",
+    "recovery",
 ]
 
 

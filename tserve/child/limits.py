@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import sys
+import threading
 from pathlib import Path
 
 from tserve.child.loader import LoadFailed
@@ -33,7 +34,7 @@ def apply(spec: WorkerSpec) -> None:
     if spec.file_limit:
         _limit(resource.RLIMIT_NOFILE, spec.file_limit)
     if spec.process_limit:
-        _limit(resource.RLIMIT_NPROC, _tasks_of_user() + spec.process_limit + OTHER_TASKS)
+        _limit_processes(_tasks_of_user() + spec.process_limit + OTHER_TASKS)
     if spec.memory_limit:
         _limit_memory(spec.memory_limit)
 
@@ -44,6 +45,22 @@ def _limit(what: int, most: int) -> None:
     if hard != resource.RLIM_INFINITY:
         most = min(most, hard)
     resource.setrlimit(what, (most, most))
+
+
+def _limit_processes(most: int) -> None:
+    """Containers that share a user share the kernel's count and see only their own part of it: if there is no room for
+    so much as a thread, the limit goes again.  What the server counts holds all the same."""
+    before = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most if before[1] < 0 else min(most, before[1]), before[1]))
+    try:
+        probe = threading.Thread(target=int)
+        probe.start()
+        probe.join()
+    except RuntimeError:
+        resource.setrlimit(resource.RLIMIT_NPROC, before)
+        print("worker_process_limit: this user runs too much elsewhere for the kernel to hold it", file=sys.stderr)
+    else:
+        _limit(resource.RLIMIT_NPROC, most)
 
 
 def _limit_memory(most: int) -> None:

@@ -42,6 +42,7 @@ class ZygoteLauncher:
         self._fresh = fresh
         self._zygote: _Zygote | None = None
         self._broken = False  # the last one did not come up
+        self._wanted = trio.Event()
         self._changed = trio.Event()
 
     @property
@@ -49,9 +50,14 @@ class ZygoteLauncher:
         """Of the zygote, once it can fork."""
         return self._zygote.process.pid if self._zygote is not None else None
 
+    def warm(self) -> None:
+        """Have a zygote from now on, rather than from the first launch on."""
+        self._wanted.set()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a zygote, until cancelled."""
+        """Keep a zygote from when it is wanted, until cancelled."""
         task_status.started()
+        await self._wanted.wait()
         pause_s = RETRY_S
         while True:
             if await self._one_zygote():
@@ -96,6 +102,7 @@ class ZygoteLauncher:
 
     async def _fork(self, spec: WorkerSpec, label: str) -> ProcessWorker | None:
         """A worker from the zygote that there is or that is about to be; None when there is none to be had."""
+        self.warm()
         while not self._broken:
             if self._zygote is None:
                 await self._changed.wait()
