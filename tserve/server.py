@@ -141,7 +141,7 @@ class _Server:
             if len(registry):
                 await devices.detect()
             for version in list(registry):
-                await reconciler.wake(version.key, drain_s=math.inf)
+                await reconciler.wake(version.key)
             with self._loading:
                 await load_models(management, self._keep, settings)
             if not self._stop.is_set():

@@ -155,6 +155,21 @@ print(json.dumps([root > 1, mine, len(children), error]))
     assert run(code) == [True, 1, 1 + 3 + 5 - 1, "Resource temporarily unavailable"]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="to become a user without other processes takes root")
+def test_processes_of_a_user_that_runs_more_elsewhere() -> None:
+    """The tasks of other containers count and are not to be seen; a worker must be able to start."""
+    code = f"""
+import tserve.child.limits as limits, threading
+limits.OTHER_TASKS = -3
+os.setuid({61_000 + os.getpid() % 1000})
+before = resource.getrlimit(resource.RLIMIT_NPROC)
+limited(process_limit=3)
+threading.Thread(target=int).start()
+print(json.dumps(list(resource.getrlimit(resource.RLIMIT_NPROC)) == list(before)))
+"""
+    assert run(code) is True
+
+
 def test_nothing_is_limited_unless_asked_for() -> None:
     code = f"""
 def all_of_them():

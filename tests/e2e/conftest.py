@@ -24,12 +24,13 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_server(tmp_path: Path, store: Path) -> Iterator[MakeServer]:
+def make_server(request: pytest.FixtureRequest, tmp_path: Path, store: Path) -> Iterator[MakeServer]:
     """`make_server("key=value", …)`: a server that is not started yet, with further lines of configuration."""
     made: list[Server] = []
+    first = ["worker_start=fresh"] if request.node.get_closest_marker("fresh") is not None else []
 
     def make(*config: str) -> Server:
-        server = Server(tmp_path / f"server{len(made)}", store, config)
+        server = Server(tmp_path / f"server{len(made)}", store, [*first, *config])
         made.append(server)
         return server
 
@@ -51,7 +52,7 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write(store, "big.mar", name="big", padding_mb=6)
     (store / "noise.txt").write_bytes(b"no archive")
     (store / "noise.mar").write_bytes(b"PK\3\4 no archive")
-    with running(Server(folder / "server", store, [f"max_request_size={MAX_REQUEST}"])) as server:
+    with running(Server(folder / "server", store, [f"max_request_size={MAX_REQUEST}", "worker_start=fresh"])) as server:
         assert server.register("echo.mar", initial_workers=1, synchronous=True).status == 200
         assert server.register("echo2.mar").status == 200
         assert server.register("echo2.mar", model_name="模型 a+b").status == 200

@@ -11,7 +11,7 @@ from tests.e2e.raw_client import fault
 from tests.e2e.server import Server, eventually
 from tests.e2e.tables import JSON, MAX_REQUEST, table
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 TARGETS = ["/", "//", "/absent", "/models/a/b/c", "/models/echo/1.0/set-defaultx", "/v1", "/v2/models", "/metricsx"]
 PATHS = {"management": "/models", "inference": "/predictions/echo"}

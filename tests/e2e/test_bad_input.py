@@ -28,7 +28,7 @@ from tests.e2e.conftest import MakeServer
 from tests.e2e.server import Server, path_of
 from tests.e2e.tables import JSON, table
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 REGISTER_PARAMETERS = [
     *("url", "model_name", "handler", "runtime", "batch_size", "max_batch_delay", "initial_workers", "synchronous"),

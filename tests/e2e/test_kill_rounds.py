@@ -21,7 +21,7 @@ from tests.e2e.expected import Change, Expected
 from tests.e2e.server import Server, eventually, processes_of
 from tests.e2e.writers import SLOW, Journal, Writer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 ROUNDS = int(os.environ.get("TSERVE_KILL_ROUNDS", "20"))
 SEED = os.environ.get("TSERVE_KILL_SEED") or str(random.SystemRandom().randrange(10**6))

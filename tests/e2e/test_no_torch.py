@@ -47,9 +47,10 @@ def in_background(call: Callable[[], object]) -> tuple[threading.Thread, threadi
 
 
 def test_torch_is_in_the_worker_only(make_server: MakeServer, store: Path) -> None:
+    """Without a zygote, whose torch every worker has, needed or not."""
     write(store, "tensors.mar", TORCH, name="tensors")
     write(store, "echo.mar")
-    server = make_server()
+    server = make_server("worker_start=fresh")
     server.start()
     assert not maps_torch(server.pid)
     for url, name, body in (("tensors.mar", "tensors", b"2.0"), ("echo.mar", "echo", b"echo 1.0 of 1")):

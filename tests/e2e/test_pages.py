@@ -13,7 +13,7 @@ from tests.e2e.archives import write
 from tests.e2e.conftest import MakeServer
 from tests.e2e.server import Answer, Server, running
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 # By UTF-16 code unit: upper case before lower, the emoji (a surrogate pair) before the half-width mark.
 NAMES = ["A", "B b", "a", "a+", "a/", "b", "naïve", "z", "模型", "\U0001f600", "｡"]

@@ -21,7 +21,7 @@ from tests.e2e.archives import write
 from tests.e2e.expected import Change, Expected, Wish
 from tests.e2e.server import Answer, Server, eventually, path_of, running
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 EXAMPLES = int(os.environ.get("TSERVE_PROPERTY_EXAMPLES", "12"))
 STEPS = 25

@@ -15,7 +15,7 @@ from tests.e2e.archives import ECHO, FAILS_TO_LOAD, GATED, STUCK_LOAD, write
 from tests.e2e.conftest import MakeServer
 from tests.e2e.server import Answer, Server, eventually, processes_of
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
 HURRIED = """
 import sys
@@ -39,11 +39,12 @@ def archives(store: Path) -> None:
 
 def lasting(server: Server) -> dict[str, list[dict[str, Any]]]:
     """All that describe says of what outlives a process, versions in the order shown."""
-    passing = {"workers", "jobQueueStatus"}
-    return {
-        name: [{key: value for key, value in version.items() if key not in passing} for version in versions.values()]
-        for name, versions in server.registry().items()
-    }
+    registry = server.registry()
+    for description in (version for versions in registry.values() for version in versions.values()):
+        del description["workers"], description["jobQueueStatus"]
+        for passing in ("state", "ready", "restarts"):
+            del description["tserve"][passing]
+    return {name: list(versions.values()) for name, versions in registry.items()}
 
 
 def has_ready(server: Server, count: int, name: str, version: str | None = None) -> bool:

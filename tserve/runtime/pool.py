@@ -89,16 +89,20 @@ class Pool:
         self._asked = True
         self._impatient = False
         self._drain_s = math.inf
+        self._limit_is_new = False
         self.gone = trio.Event()
 
     # -- wishes
 
-    def apply(self, spec: PoolSpec | None, *, drain_s: float, impatient: bool = False) -> None:
+    def apply(self, spec: PoolSpec | None, *, drain_s: float | None = None, impatient: bool = False) -> None:
         """Want what `spec` says, nothing any more for None; surplus slots get `drain_s` for what they have in hand.
 
-        Slots that gave up are started again, with `impatient` those that wait for their next try, too.
+        None leaves the limit of those on their way out as it is.  Slots that gave up are started again, with
+        `impatient` those that wait for their next try, too.
         """
-        self._spec, self._drain_s, self._asked = spec, drain_s, True
+        self._spec, self._asked = spec, True
+        if drain_s is not None:
+            self._drain_s, self._limit_is_new = drain_s, True
         self._impatient = self._impatient or impatient
         self._orders.set()
 
@@ -209,7 +213,8 @@ class Pool:
                     by_id[number].retry()
                 case Stop(slot=number):
                     by_id[number].stop(drain_s=self._drain_s, serve_out=serve_out)
-        if asked:  # a newer wish also sets a new limit for what is on its way out
+        if self._limit_is_new:  # also for what is on its way out
+            self._limit_is_new = False
             for slot in self._slots:
                 if slot.stopping:
                     slot.stop(drain_s=self._drain_s, serve_out=serve_out)

@@ -22,7 +22,7 @@ class _Look:
     """One look at a version that callers wait for, and the pool that came of it."""
 
     def __init__(self) -> None:
-        self.drain_s = 0.0
+        self.drain_s: float | None = None
         self.impatient = False
         self.pool: Pool | None = None
         self.done = trio.Event()
@@ -53,14 +53,14 @@ class Reconciler:
     def pool(self, key: Key) -> Pool | None:
         return self._pools.get(key)
 
-    async def wake(self, key: Key, *, drain_s: float, impatient: bool = False) -> Pool | None:
+    async def wake(self, key: Key, *, drain_s: float | None = None, impatient: bool = False) -> Pool | None:
         """Have a version looked at after its desired state changed; the pool as it stands once that is done.
 
-        `drain_s` is the time that surplus workers get for what they have in hand; `impatient` ends the waiting of
-        those that back off.
+        `drain_s` is the time that surplus workers get for what they have in hand, None leaves it as it was said
+        before; `impatient` ends the waiting of those that back off.
         """
         look = self._woken.setdefault(key, _Look())
-        look.drain_s = drain_s
+        look.drain_s = look.drain_s if drain_s is None else drain_s
         look.impatient = look.impatient or impatient
         self._wake.set()
         await look.done.wait()

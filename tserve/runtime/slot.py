@@ -88,7 +88,7 @@ class Slot:
         self._restarts = 0
         self._pid = -1
         self._last_pid = -1
-        self._end = ""  # of the last worker, in words
+        self._end: dict[str, object] = {}  # of the last worker: exit, and reason and detail when it was forced
         self._worker: Worker | None = None
         self._was_loaded = False
         self._verdict: Failure | None = None  # why this server killed it, as opposed to what its death looks like
@@ -150,7 +150,7 @@ class Slot:
         finally:
             self._end_phase()
             self._enter(Phase.STOPPED)
-            self._tell(Happening.STOPPED, exit=self._end)
+            self._tell(Happening.STOPPED, self._end)
 
     async def _guarded(self) -> Failure | None:
         """One worker's life inside the error boundary of its version: a bug here must not end the others."""
@@ -178,12 +178,24 @@ class Slot:
                         if outcome is not None:
                             worker.kill()  # it failed; there is nothing that it could still finish
                 with trio.CancelScope(shield=True):
-                    self._end = str(await worker.wait())
+                    self._note_end(await worker.wait(), asked=outcome is None)
             except OSError as e:
                 outcome = Failure("start_failed", f"no process could be started: {e}")
             finally:
                 self._worker, self._pid = None, -1
         return outcome
+
+    def _note_end(self, end: Exit, *, asked: bool) -> None:
+        """How the worker left, and which limit it overran when it was asked to and did not."""
+        grace_s = self._spec.worker.kill_grace_s
+        self._end = {"exit": str(end)}
+        if not asked or not end.killed:
+            return
+        if self._life.cancel_called:
+            self._end |= {"reason": "drain_timeout", "detail": f"stopped after {self._drain_s:g} s to drain"}
+        else:
+            self._end |= {"reason": "kill_grace", "detail": f"did not leave within worker_kill_grace, {grace_s:g} s"}
+            _log.warning("%s %s and was killed", self._label(), self._end["detail"])
 
     async def _load_and_serve(self, worker: Worker) -> Failure | None:
         self._enter(Phase.LOADING)
@@ -197,7 +209,7 @@ class Slot:
                 self.tried = self._was_loaded = True
                 self._enter(Phase.READY)
                 _log.info("%s is ready, pid %d", self._label(), worker.pid)
-                self._tell(Happening.READY, load_s=round(loaded_at - began, 3))
+                self._tell(Happening.READY, {"load_s": round(loaded_at - began, 3)})
                 failure = await self._serve(worker)
                 if self._batches or trio.current_time() - loaded_at >= SETTLED_S:
                     self._run = FailureRun()
@@ -393,11 +405,11 @@ class Slot:
         _log.warning("%s is down: %s, %s", self._label(), failure.reason, failure.exit or failure.summary)
         if isinstance(verdict, GiveUp):
             _log.warning("%s is not started again: %s", self._label(), verdict.why)
-            self._tell(Happening.GAVE_UP, failure, why=verdict.why)
+            self._tell(Happening.GAVE_UP, {"why": verdict.why}, failure)
             self._enter(Phase.FAILED)
             await self._pause(math.inf)
             return
-        self._tell(Happening.DIED, failure, next_try_s=verdict)
+        self._tell(Happening.DIED, {"next_try_s": verdict}, failure)
         if verdict > 0:
             _log.info("%s is started again in %g s", self._label(), verdict)
             self._next_try = now + verdict
@@ -408,10 +420,10 @@ class Slot:
         with trio.move_on_after(seconds) as self._idle:
             await trio.sleep_forever()
 
-    def _tell(self, kind: Happening, failure: Failure | None = None, **more: object) -> None:
+    def _tell(self, kind: Happening, detail: dict[str, object], failure: Failure | None = None) -> None:
         cause = failure.cause() if failure is not None else {}
         tail = str(cause.pop("log_tail", ""))
-        event = WorkerEvent(time.time(), self._spec.key, self.id, self._last_pid, kind, {**cause, **more}, tail)
+        event = WorkerEvent(time.time(), self._spec.key, self.id, self._last_pid, kind, {**cause, **detail}, tail)
         self._report(event)
 
     def _end_phase(self) -> None:

@@ -146,7 +146,7 @@ class Management:
                 f'Model "{key.name}" Version: {key.version} registered with 0 initial workers. '
                 "Use scale workers API to add workers for the model.",
             )
-        pool = await self._reconciler.wake(key, drain_s=math.inf)
+        pool = await self._reconciler.wake(key)
         synchronous = self._settings.default_register_synchronous if ask.synchronous is None else ask.synchronous
         if not synchronous or at_startup or pool is None:
             return ACCEPTED
@@ -244,7 +244,7 @@ class Management:
             return Result(Progress.DONE, text)
         self._history.note(found.key, "retry", actor)
         _log.info("%s: workers started again by %s", found.key, actor)
-        pool = await self._reconciler.wake(found.key, drain_s=math.inf, impatient=True)
+        pool = await self._reconciler.wake(found.key, impatient=True)
         if not synchronous:
             return ACCEPTED
         if pool is not None and not await self._all_up(pool, name, version):
