@@ -829,3 +829,128 @@ async def test_a_cancelled_slot_answers_what_it_has_in_hand(autojump_clock: Cloc
     assert job.error.message == "Worker died."
     assert worker.killed
     assert bench.slot.phase is Phase.STOPPED
+
+
+# -- what is told of it
+
+
+def told(bench: Bench) -> list[tuple[str, dict[str, object]]]:
+    return [(event.kind.value, dict(event.detail)) for event in bench.events]
+
+
+async def test_a_life_as_it_is_told(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(load_s=2.0, dies_on_batch=1, exit=7), Script())
+    async with slot_on(launcher) as bench:
+        await bench.until(Phase.READY)
+        await answered(bench.ask("a"))
+        assert await bench.answer() == "again"
+        bench.slot.stop(drain_s=math.inf, serve_out=False)
+        await bench.stopped.wait()
+        crash = {"reason": "crashed", "detail": "hung up", "exit": "exit code 7", "next_try_s": 0.0}
+        assert told(bench) == [
+            ("worker_ready", {"load_s": 2.0}),
+            ("worker_died", crash),
+            ("worker_ready", {"load_s": 0.0}),
+            ("worker_stopped", {"exit": "exit code 0"}),
+        ]
+        assert [(event.worker, event.pid) for event in bench.events] == [(9000, 1001)] * 2 + [(9000, 1002)] * 2
+        assert bench.events[1].log_tail == "last words of W-9000-m_1.0\n"
+
+
+async def test_giving_up_is_told_with_its_reason(autojump_clock: Clock) -> None:
+    report = {"ok": False, "reason": "import_error", "detail": "no", "hopeless": True, "file": "handler.py:3"}
+    async with slot_on(FakeLauncher(Script(load_report=report))) as bench:
+        await bench.until(Phase.FAILED)
+        why = {"reason": "import_error", "detail": "no", "file": "handler.py:3", "why": "trying again cannot help"}
+        assert told(bench) == [("worker_gave_up", why)]
+        assert bench.failure.cause()["file"] == "handler.py:3"
+
+
+@pytest.mark.parametrize(
+    ("script", "drain_s", "reason"),
+    [
+        (Script(leave_s=math.inf), math.inf, "kill_grace"),
+        (Script(batch_s=math.inf), 3.0, "drain_timeout"),
+    ],
+)
+async def test_a_worker_that_had_to_be_killed(
+    autojump_clock: Clock, script: Script, drain_s: float, reason: str
+) -> None:
+    launcher = FakeLauncher(script)
+    async with slot_on(launcher) as bench:
+        if reason == "drain_timeout":
+            bench.ask("a")
+            await busy(launcher)
+        else:
+            await bench.until(Phase.READY)
+        bench.slot.stop(drain_s=drain_s, serve_out=False)
+        await bench.stopped.wait()
+        kind, detail = told(bench)[-1]
+        assert (kind, detail["exit"], detail["reason"]) == ("worker_stopped", "signal SIGKILL", reason)
+
+
+# -- limits of its own
+
+
+async def test_too_many_processes_end_the_worker(autojump_clock: Clock) -> None:
+    spec = WorkerSpec("m", "model_dir", "handler.py", 1, process_limit=4)
+    launcher = FakeLauncher(Script(processes=5), Script(processes=4))
+    async with slot_on(launcher, worker=spec) as bench:
+        await bench.until_started(2)
+        assert bench.failure.reason == "process_limit"
+        assert bench.failure.detail == "5 processes, worker_process_limit is 4"
+        assert launcher.workers[0].killed
+        await bench.until(Phase.READY)
+        await trio.sleep(100.0)
+        assert len(launcher.workers) == 2, "as many as allowed are allowed"
+
+
+async def test_a_worker_that_dies_too_often_is_left_down(autojump_clock: Clock) -> None:
+    """Though each start of it works, and answers."""
+    launcher = FakeLauncher(Script(dies_on_batch=2))
+    async with slot_on(launcher, most_restarts=3, restart_period_s=60.0) as bench:
+        for _ in range(4):
+            assert await bench.answer() == "again"
+            await answered(bench.ask("the end"))
+        await bench.until(Phase.FAILED)
+        assert len(launcher.workers) == 4
+        assert told(bench)[-1][1]["why"] == "3 restarts of this version within 60 s (max_worker_restarts)"
+
+
+async def test_a_worker_that_dies_now_and_then_is_started_for_ever(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(dies_on_batch=2))
+    async with slot_on(launcher, most_restarts=3, restart_period_s=60.0) as bench:
+        for _ in range(20):
+            assert await bench.answer() == "again"
+            await trio.sleep(21.0)
+            await answered(bench.ask("the end"))
+        await bench.until(Phase.READY)
+        assert len(launcher.workers) == 21
+
+
+async def test_a_retry_does_not_wait_for_the_next_try(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(load_dies=True), Script(load_dies=True), Script(load_dies=True), Script())
+    async with slot_on(launcher) as bench:
+        await bench.until_started(3)
+        await bench.until(Phase.BACKING_OFF)
+        at = trio.current_time()
+        bench.slot.retry()
+        await bench.until(Phase.READY)
+        assert trio.current_time() == at
+
+
+async def test_the_workers_of_a_slot_get_its_gpu(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(dies_on_batch=1), Script())
+    queue = JobQueue(10)
+    spec = pool_spec()
+    slot = Slot(1, spec, queue, launcher, lambda: None, intensity=Intensity(0, 1), report=print, gpu_id=3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slot.run)
+        job = Asked("a")
+        queue.put(job)
+        await answered(job)
+        while len(launcher.workers) < 2:
+            await trio.sleep(0.1)  # noqa: ASYNC110
+        assert [worker.spec.gpu_id for worker in launcher.workers] == [3, 3]
+        assert slot.view().gpu_id == 3
+        nursery.cancel_scope.cancel()

@@ -177,11 +177,12 @@ class Slot:
                         self._end_phase()
                         if outcome is not None:
                             worker.kill()  # it failed; there is nothing that it could still finish
-                with trio.CancelScope(shield=True):
-                    self._note_end(await worker.wait(), asked=outcome is None)
             except OSError as e:
                 outcome = Failure("start_failed", f"no process could be started: {e}")
             finally:
+                if self._worker is not None:
+                    with trio.CancelScope(shield=True):  # it has ended
+                        self._note_end(await self._worker.wait(), asked=outcome is None)
                 self._worker, self._pid = None, -1
         return outcome
 
