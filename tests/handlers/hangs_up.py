@@ -1,4 +1,4 @@
-"""Closes its socket to the server and lives on, in a batch or, when asked to, after it has answered."""
+"""Closes its socket to the server in the middle of a batch, and lives on."""
 
 import os
 import stat
@@ -7,11 +7,8 @@ import threading
 
 def handle(data, context):
     if data is None:
-        return None
+        return
     (channel,) = (fd for fd in range(3, 64) if _is_socket(fd))
-    if bytes(data[0]["body"]) == b"later":
-        threading.Timer(0.1, os.dup2, (os.open(os.devnull, os.O_RDONLY), channel)).start()
-        return ["soon"]
     os.close(channel)
     threading.Event().wait()
 

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+from pathlib import Path
 
 
 def handle(data, context):
@@ -21,13 +22,13 @@ def handle(data, context):
         "environ": environ,
         "argv": sys.argv,
         "path": sys.path,
-        "cwd": os.getcwd(),
+        "cwd": str(Path.cwd()),
         "main": sys.modules["__main__"].__name__,
         "threads": threads,
         "terminate": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
         "interrupt": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
         "leads": os.getpid() == os.getsid(0) == os.getpgid(0),
-        "stdin": os.readlink("/proc/self/fd/0"),
+        "stdin": str(Path("/proc/self/fd/0").readlink()),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
     return [json.dumps(shown)]

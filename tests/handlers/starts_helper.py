@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 
 def handle(data, context):
@@ -13,8 +14,7 @@ def handle(data, context):
     if child == 0:
 
         def asked(number, frame):
-            with open(path, "w") as file:
-                file.write("asked to leave")
+            Path(path).write_text("asked to leave")
             if wish == "polite":
                 os._exit(0)
 

@@ -169,6 +169,57 @@ class LauncherContract:
             worker.hang_up()
             assert isinstance(worker.tail(), str)
 
+    async def test_abort(self, launcher: Launcher) -> None:
+        async with launcher.launch(spec("stuck.py"), label="W-1") as worker:
+            await load(worker, "stuck.py")
+            await send(worker, b"")
+            worker.abort()
+            end = await worker.wait()
+            assert (end, str(end), end.killed) == (Exit(134), "signal SIGABRT", False)
+            worker.abort()
+
+    async def test_a_worker_is_ailing_when_it_ends(self, launcher: Launcher) -> None:
+        async with launcher.launch(spec("echo.py"), label="W-1") as worker:
+            await load(worker, "echo.py")
+            assert not worker.ailing.is_set()
+            worker.kill()
+            with trio.fail_after(LEAVE_S):
+                await worker.ailing.wait()
+
+    async def test_a_worker_is_ailing_when_it_hangs_up(self, launcher: Launcher) -> None:
+        async with launcher.launch(spec("hangs_up.py"), label="W-1") as worker:
+            await load(worker, "hangs_up.py")
+            await send(worker, b"")
+            with trio.fail_after(LEAVE_S):
+                await worker.ailing.wait()
+            with pytest.raises(WorkerGone):
+                await worker.receive()
+            assert not worker.exited.is_set()
+            worker.kill()
+
+    async def test_a_worker_is_ailing_when_it_sends_what_is_no_frame(self, launcher: Launcher) -> None:
+        async with launcher.launch(spec("garbage.py"), label="W-1") as worker:
+            await load(worker, "garbage.py")
+            await send(worker, b"")
+            with trio.fail_after(LEAVE_S):
+                await worker.ailing.wait()
+            for _ in range(2):
+                with pytest.raises(WireError):
+                    await worker.receive()
+
+    async def test_a_worker_is_ailing_when_it_says_what_nobody_asked_for(self, launcher: Launcher) -> None:
+        async with launcher.launch(spec("twice.py"), label="W-1") as worker:
+            await load(worker, "twice.py")
+            assert await ask(worker, b"one") == [b"one"]
+            with trio.fail_after(LEAVE_S):
+                await worker.ailing.wait()
+            with pytest.raises(WireError, match="nobody asked for"):
+                await worker.receive()
+
+    async def test_a_worker_that_started_nothing_is_one_process(self, launcher: Launcher) -> None:
+        async with launcher.launch(spec("echo.py"), label="W-1") as worker:
+            assert worker.processes(most=5) == 1
+
     async def test_an_end_can_be_waited_for_by_many(self, launcher: Launcher) -> None:
         ends: list[Exit] = []
 

@@ -24,7 +24,7 @@ PLAYED = {
     "garbage.py": Script(garbage_on_batch=1),
     "stuck.py": Script(batch_s=math.inf),
     "hangs_up.py": Script(deaf_on_batch=1),
-    "comes_back_twice.py": Script(surplus_on_batch=1),
+    "twice.py": Script(surplus_on_batch=1),
 }
 
 

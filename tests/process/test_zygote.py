@@ -87,7 +87,7 @@ async def test_two_forks_draw_different_random_numbers() -> None:
 
 async def test_a_worker_shares_its_memory_with_the_zygote() -> None:
     async with zygotes() as launcher, loaded(launcher) as worker:
-        rolled = Path(f"/proc/{worker.pid}/smaps_rollup").read_text()
+        rolled = Path(f"/proc/{worker.pid}/smaps_rollup").read_text()  # noqa: ASYNC240 - no disk
         kib = {line.split(":")[0]: int(line.split()[1]) for line in rolled.splitlines()[1:]}
         assert kib["Private_Dirty"] < kib["Rss"] / 4
 

@@ -141,7 +141,7 @@ async def test_usage(autojump_clock: trio.testing.MockClock) -> None:
         assert [devices.usage(number) for number in range(3)] == [f"gpuId::0 {text}", f"gpuId::1 {text}", USAGE_UNKNOWN]
         broken().add(0)
         with trio.fail_after(1000):  # of a clock that jumps while the thread reads
-            while [devices.usage(number) for number in range(2)] != [f"gpuId::0 {text}", USAGE_UNKNOWN]:
+            while [devices.usage(number) for number in range(2)] != [f"gpuId::0 {text}", USAGE_UNKNOWN]:  # noqa: ASYNC110
                 await trio.sleep(REFRESH_S)
         nursery.cancel_scope.cancel()
     await trio.sleep(STALE_S + 1)

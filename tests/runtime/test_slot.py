@@ -949,8 +949,7 @@ async def test_the_workers_of_a_slot_get_its_gpu(autojump_clock: Clock) -> None:
         job = Asked("a")
         queue.put(job)
         await answered(job)
-        while len(launcher.workers) < 2:
-            await trio.sleep(0.1)  # noqa: ASYNC110
+        await trio.testing.wait_all_tasks_blocked()
         assert [worker.spec.gpu_id for worker in launcher.workers] == [3, 3]
         assert slot.view().gpu_id == 3
         nursery.cancel_scope.cancel()
