@@ -242,6 +242,7 @@ class FakeWorker:
         self.killed = False
         self.aborted = False
         self.loaded = False
+        self.told: dict[str, Any] = {}  # the spec as it came with the load
         self._owed = 0
         self.batches: list[list[bytes]] = []
         self._exit = 0
@@ -341,6 +342,7 @@ class FakeWorker:
         return min(self.script.dies_idle_s, self.script.hangs_up_idle_s) if self.loaded else math.inf
 
     async def _load(self, frame: Frame) -> int | None:
+        self.told = frame.meta
         await trio.sleep(self.script.load_s)
         if self.script.load_dies:
             return self.script.exit

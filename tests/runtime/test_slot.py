@@ -17,9 +17,10 @@ from tserve.domain.events import WorkerEvent
 from tserve.domain.phases import Phase
 from tserve.domain.plan import SETTLED_S, Failure, Intensity, PoolSpec, WorkerSpec
 from tserve.domain.wire import BatchFailed, JobReply
+from tserve.runtime.autopsy import ABORT_GRACE_S, EXIT_GRACE_S
 from tserve.runtime.jobs import JobQueue
 from tserve.runtime.launcher import Launcher
-from tserve.runtime.slot import ABORT_GRACE_S, EXIT_GRACE_S, Slot
+from tserve.runtime.slot import Slot
 
 Clock = trio.testing.MockClock
 FOREVER_S = 1e7
@@ -950,6 +951,6 @@ async def test_the_workers_of_a_slot_get_its_gpu(autojump_clock: Clock) -> None:
         queue.put(job)
         await answered(job)
         await trio.testing.wait_all_tasks_blocked()
-        assert [worker.spec.gpu_id for worker in launcher.workers] == [3, 3]
+        assert [(worker.spec.gpu_id, worker.told["gpu_id"]) for worker in launcher.workers] == [(3, 3), (3, 3)]
         assert slot.view().gpu_id == 3
         nursery.cancel_scope.cancel()

@@ -38,7 +38,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def count_descendants(pid: int, *, most: int) -> int:
-    """Living processes below one, itself among them; not counted further than just past `most`."""
+    """A process and those below it, ended ones that nobody has reaped included; counted just past `most` at most."""
     seen, waiting = 1, [pid]
     while waiting and seen <= most:
         found = children_of(waiting.pop())

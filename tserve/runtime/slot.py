@@ -18,15 +18,13 @@ import trio
 from tserve.domain import phases
 from tserve.domain.events import Happening, Report, WorkerEvent
 from tserve.domain.phases import Phase
-from tserve.domain.plan import SETTLED_S, Failure, FailureRun, GiveUp, Intensity, PoolSpec, after_failure
-from tserve.domain.stack import innermost
+from tserve.domain.plan import SETTLED_S, Failure, FailureRun, GiveUp, Intensity, PoolSpec, WorkerSpec, after_failure
 from tserve.domain.wire import BatchFailed, Frame, JobReply, Kind, WireError, decode_reply, encode_batch
 from tserve.errors import InternalServer
+from tserve.runtime import autopsy
 from tserve.runtime.jobs import Job, JobQueue
 from tserve.runtime.launcher import Exit, Launcher, Worker, WorkerGone
 
-EXIT_GRACE_S = 1.0  # a worker that hung up, or could not load, is given this to end with the exit code it meant
-ABORT_GRACE_S = 0.3  # a worker that does not answer is given this to print where it stands
 PROCESS_CHECK_S = 0.25
 CLIENT_TAIL = 4 << 10  # of the log tail, for a client whose request a worker took down
 _log = logging.getLogger("tserve.runtime")
@@ -79,6 +77,7 @@ class Slot:
         self._intensity = intensity
         self._report = report
         self._gpu_id = gpu_id
+        self._worker_spec = replace(spec.worker, gpu_id=gpu_id)
         self._serve_out = False
         self._drain_s = math.inf
         self._life = trio.CancelScope()
@@ -166,10 +165,9 @@ class Slot:
             self._enter(Phase.STARTING)
         self._was_loaded, self._verdict = False, None
         outcome: Failure | None = None
-        spec = replace(self._spec.worker, gpu_id=self._gpu_id)
         with trio.CancelScope() as self._idle:
             try:
-                async with self._launcher.launch(spec, label=self._label()) as worker:
+                async with self._launcher.launch(self._worker_spec, label=self._label()) as worker:
                     self._worker, self._pid, self._last_pid = worker, worker.pid, worker.pid
                     try:
                         outcome = await self._load_and_serve(worker)
@@ -228,7 +226,7 @@ class Slot:
         timeout_s = self._spec.startup_timeout_s
         with trio.move_on_after(timeout_s):
             try:
-                await worker.send(Frame(Kind.LOAD, 0, _as_meta(self._spec)))
+                await worker.send(Frame(Kind.LOAD, 0, _as_meta(self._worker_spec)))
                 answer = await worker.receive()
                 report = answer.meta
                 if answer.kind is not Kind.LOADED:
@@ -237,7 +235,8 @@ class Slot:
                 return await self._death(worker, "died_loading", str(e))
             if report.get("ok") is True:
                 return None
-            await self._last_words(worker)
+            self._end_phase()
+            await autopsy.last_words(worker)
             return Failure(
                 str(report.get("reason")),
                 str(report.get("detail")),
@@ -358,45 +357,25 @@ class Slot:
             raise WireError(f"{len(replies)} replies for {jobs} jobs")
         return replies
 
-    async def _death(self, worker: Worker, reason: str, detail: str, *, grace_s: float = EXIT_GRACE_S) -> Failure:
-        """What the end of a worker that is as good as dead was; `grace_s` is what it gets to end by itself."""
-        by_itself, end = await self._last_words(worker, grace_s=grace_s)
-        failure = self._verdict or Failure(reason, detail)
-        if by_itself and end.killed and self._verdict is None:
-            # Who cannot know whether the kernel did it takes it for that, as the recorded server does.
-            failure = (
-                Failure("killed", "somebody sent it SIGKILL")
-                if end.out_of_memory is False
-                else Failure("out_of_memory_kill", "killed by the kernel when memory ran out", code=507)
-            )
-        words = str(end) if by_itself or self._verdict is not None else "did not end by itself"
-        return replace(failure, exit=words, log_tail=worker.tail(), file=self._where(worker))
+    async def _death(
+        self, worker: Worker, reason: str, detail: str, *, grace_s: float = autopsy.EXIT_GRACE_S
+    ) -> Failure:
+        self._end_phase()
+        return await autopsy.of_death(
+            worker,
+            Failure(reason, detail),
+            model_dir=self._worker_spec.model_dir,
+            verdict=self._verdict,
+            grace_s=grace_s,
+        )
 
     async def _unresponsive(self, worker: Worker, reason: str, detail: str) -> Failure:
-        """End a worker that is late; what it prints on the way out says where it stands."""
         self._end_phase()
-        worker.abort()
-        await self._last_words(worker, grace_s=ABORT_GRACE_S)
-        return Failure(reason, detail, log_tail=worker.tail(), file=self._where(worker))
-
-    def _where(self, worker: Worker) -> str:
-        """The line of the model's own code that a worker printed at its end."""
-        return innermost(worker.tail(), self._spec.worker.model_dir)
-
-    async def _last_words(self, worker: Worker, *, grace_s: float = EXIT_GRACE_S) -> tuple[bool, Exit]:
-        """Wait for the end of a worker, so that all of its output is there: whether it came by itself, and how."""
-        self._end_phase()
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(grace_s):
-                await worker.exited.wait()
-            by_itself = worker.exited.is_set()
-            worker.kill()
-            end = await worker.wait()
-        return by_itself, end
+        return await autopsy.of_silence(worker, reason, detail, model_dir=self._worker_spec.model_dir)
 
     async def _recover(self, failure: Failure) -> None:
         """Wait until the next start is due, for ever when there is none."""
-        self.failure, self.tried = failure, True
+        self.failure, self.tried, self._end = failure, True, {}
         now = trio.current_time()
         self._run, verdict = after_failure(
             self._run, failure, was_loaded=self._was_loaded, now=now, window_s=self._spec.retry_window_s
@@ -441,5 +420,5 @@ class Slot:
         return f"W-{self.id}-{self._spec.key.name}_{self._spec.key.version}"
 
 
-def _as_meta(spec: PoolSpec) -> dict[str, object]:
-    return {name: getattr(spec.worker, name) for name in spec.worker.__slots__}
+def _as_meta(spec: WorkerSpec) -> dict[str, object]:
+    return {name: getattr(spec, name) for name in spec.__slots__}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -171,8 +172,9 @@ class _Zygote:
         message, descriptors = await self._receive()
         if "error" in message:
             raise OSError(message["error"])
-        (pidfd,) = descriptors
-        return int(message["pid"]), pidfd
+        if not descriptors:  # it is there, but hung up on; the family reaps it
+            raise OSError(errno.EMFILE, "no descriptor left for the worker's pidfd")
+        return int(message["pid"]), descriptors[0]
 
     async def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
