@@ -301,7 +301,7 @@ class FakeWorker:
 
     async def wait(self) -> Exit:
         await self.exited.wait()
-        return Exit(self._exit)
+        return Exit(self._exit, False if self.killed else None)
 
     def tail(self) -> str:
         return f"{'last words' if self.exited.is_set() else 'words'} of {self.label}\n"
@@ -309,7 +309,8 @@ class FakeWorker:
     def memory(self) -> int:
         return 0 if self.exited.is_set() else 1 << 20
 
-    def processes(self, *, most: int) -> int:
+    async def processes(self, *, most: int) -> int:
+        await trio.lowlevel.checkpoint()
         return min(most + 1, self.script.processes)
 
     async def play(self) -> None:

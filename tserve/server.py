@@ -131,8 +131,7 @@ class _Server:
             "metrics": [],
         }
         tables = {role: [*health_routes(health), *table] for role, table in tables.items()}
-        async with trio.open_nursery() as nursery:
-            await nursery.start(family.run)
+        async with family.looked_after(), trio.open_nursery() as nursery:
             if zygote is not None:
                 await nursery.start(zygote.run)
             await nursery.start(reconciler.run)

@@ -218,7 +218,7 @@ class LauncherContract:
 
     async def test_a_worker_that_started_nothing_is_one_process(self, launcher: Launcher) -> None:
         async with launcher.launch(spec("echo.py"), label="W-1") as worker:
-            assert worker.processes(most=5) == 1
+            assert await worker.processes(most=5) == 1
 
     async def test_an_end_can_be_waited_for_by_many(self, launcher: Launcher) -> None:
         ends: list[Exit] = []

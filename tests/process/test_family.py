@@ -27,10 +27,8 @@ async def families() -> AsyncIterator[Family]:
     adopt()
     family = Family()
     with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(family.run)
+        async with family.looked_after():
             yield family
-            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -109,11 +107,11 @@ async def test_a_child_that_is_expected_is_no_orphan() -> None:
 
 async def test_processes_are_counted_with_what_they_started(tmp_path: Path) -> None:
     async with families() as family, loaded(family, "starts_helper.py") as worker:
-        assert worker.processes(most=10) == 1
+        assert await worker.processes(most=10) == 1
         for number in range(3):
             await ask(worker, f"polite {tmp_path / str(number)}".encode())
-        assert worker.processes(most=10) == 4
-        assert count_descendants(worker.pid, most=1) > 1
+        assert await worker.processes(most=10) == 4
+        assert count_descendants([worker.pid], most=1) > 1
 
 
 def test_kills_for_want_of_memory_are_told_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

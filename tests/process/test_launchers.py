@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,14 @@ class TestFreshLauncher(_RealLauncher):
 @pytest.mark.process
 class TestZygoteLauncher(_RealLauncher):
     @pytest.fixture
-    async def launcher(self, nursery: trio.Nursery) -> Launcher:
+    async def launcher(self) -> AsyncIterator[Launcher]:
         adopt()
         family = Family()
         launcher = ZygoteLauncher(family, FreshLauncher(family))
-        await nursery.start(family.run)
-        await nursery.start(launcher.run)
-        return launcher
+        async with family.looked_after(), trio.open_nursery() as nursery:
+            await nursery.start(launcher.run)
+            yield launcher
+            nursery.cancel_scope.cancel()
 
 
 class TestFakeLauncher(LauncherContract):

@@ -31,8 +31,7 @@ async def zygotes() -> AsyncIterator[ZygoteLauncher]:
     family = Family()
     launcher = ZygoteLauncher(family, FreshLauncher(family))
     with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(family.run)
+        async with family.looked_after(), trio.open_nursery() as nursery:
             await nursery.start(launcher.run)
             yield launcher
             nursery.cancel_scope.cancel()

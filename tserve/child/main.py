@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import faulthandler
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,12 +28,13 @@ _CHUNK = 1 << 18
 
 def main(argv: list[str]) -> None:
     """`argv`: the socket's descriptor and the server's pid."""
+    end = End()
     descriptor, server = (int(word) for word in argv)
     die_with(server)
     # Ctrl-C in the server's terminal is the server's business: it drains its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line_buffered()
-    work(socket.socket(fileno=descriptor))
+    work(socket.socket(fileno=descriptor), end)
 
 
 def die_with(server: int, number: int = signal.SIGKILL) -> None:
@@ -48,27 +50,32 @@ def line_buffered() -> None:
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def work(channel: socket.socket) -> None:
+def work(channel: socket.socket, end: End) -> None:
     """Serve one model over a connected socket, to the end of the process."""
+    # A worker's folder is the archive that is kept: no place for the core of a crash, or of a late worker's SIGABRT.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     del sys.argv[1:]  # nothing that a handler should take for its own
     channel.set_inheritable(False)
     faulthandler.enable()  # a crash in native code, or SIGABRT for a worker that does not answer, says where
-    end = _End()
-    atexit.register(end.leave)
     with channel, end:
         _serve(channel)
 
 
-class _End:
-    """The end of the process once the hooks of user code have run, without taking the interpreter apart: with torch in
-    it that would take a quarter of a second."""
+class End:
+    """The end of a worker once all exit hooks have run, without taking the interpreter apart: with torch in it that
+    would take a quarter of a second.
+
+    To be made before any other hook is registered: the first one is called last.
+    """
 
     def __init__(self) -> None:
         self._code = 0
-        self._process = os.getpid()
+        self._process = -1
+        atexit.register(self._leave)
 
     def __enter__(self) -> None:
-        pass
+        """This process is the worker."""
+        self._process = os.getpid()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, SystemExit):
@@ -77,8 +84,8 @@ class _End:
         elif error is not None:
             self._code = 1
 
-    def leave(self) -> None:
-        """Registered first, it is called last; a process that a handler forked ends as it likes."""
+    def _leave(self) -> None:
+        """A process that a handler forked ends as it likes."""
         if os.getpid() == self._process:
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # a handler may have closed it

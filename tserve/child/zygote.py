@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from tserve.child.main import die_with, line_buffered, work
+from tserve.child.main import End, die_with, line_buffered, work
 from tserve.domain.wire import CONTROL_BYTES
 
 _PID = struct.Struct("i")
@@ -56,12 +56,14 @@ class Forked:
 
 def main(argv: list[str]) -> None:
     """`argv`: the control socket's descriptor and the server's pid.  Returns in a worker, too, when that is done."""
+    end = End()  # before anything that is imported registers what a worker has to do at its end
     descriptor, server = (int(word) for word in argv)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line_buffered()
     with socket.socket(fileno=descriptor) as control:
         zygote = _Zygote(control, server)
         signal.signal(signal.SIGTERM, zygote.on_sigterm)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # comes with the server's death to a zygote that is stopped
         die_with(server, signal.SIGTERM)
         began = time.monotonic()
         _import_everything()
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
         zygote.say({"took_s": round(time.monotonic() - began, 3), "threads": _threads()})
         given = zygote.serve()
     if given is not None:
-        _become_worker(given, server)
+        _become_worker(given, server, end)
 
 
 def _import_everything() -> None:
@@ -94,6 +96,7 @@ class _Zygote:
     def __init__(self, control: socket.socket, server: int) -> None:
         self._control = control
         self._server = server
+        self._pid = os.getpid()
         self._groups: set[int] = set()
 
     def say(self, message: dict[str, Any], *descriptors: int) -> None:
@@ -102,26 +105,36 @@ class _Zygote:
 
     def on_sigterm(self, number: int, frame: FrameType | None) -> None:
         """The server's death comes as this signal; from anyone else it ends the zygote alone."""
-        if os.getppid() != self._server:
+        if os.getpid() == self._pid and os.getppid() != self._server:
+            self._control.setblocking(False)
+            with contextlib.suppress(BlockingIOError):  # what it was told while it could not read
+                while (message := self._receive()[0]) is not None:
+                    self._note(message)
             self._end_groups()
         os._exit(0)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"watch": int(group)}:
+                self._groups.add(group)
+            case {"forget": int(group)}:
+                self._groups.discard(group)
+            case {"forget_all": True}:
+                self._groups.clear()
 
     def serve(self) -> Forked | None:
         """Fork when asked: returns in each worker with what it was given, in the zygote when the server is gone."""
         while True:
             message, descriptors = self._receive()
-            match message:
-                case {"fork": int(number)}:
-                    given = self._fork(number, *descriptors)
-                    if given is not None:
-                        return given
-                case {"watch": int(group)}:
-                    self._groups.add(group)
-                case {"forget": int(group)}:
-                    self._groups.discard(group)
-                case None:
-                    self._end_groups()
-                    return None
+            if message is None:
+                self._end_groups()
+                return None
+            if "fork" not in message:
+                self._note(message)
+                continue
+            given = self._fork(*descriptors)
+            if given is not None:
+                return given
 
     def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         try:
@@ -140,19 +153,20 @@ class _Zygote:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
 
-    def _fork(self, number: int, channel: int, output: int) -> Forked | None:
+    def _fork(self, channel: int, output: int) -> Forked | None:
+        if _threads() != 1:
+            self.say({"unfit": f"it has {_threads()} threads"})
+            return None
         try:
-            if _threads() != 1:
-                raise OSError(f"the zygote has {_threads()} threads")
             pid = _fork_twice()
             if pid == 0:
                 return Forked(channel, output)
             self._groups.add(pid)
             pidfd = os.pidfd_open(pid)
         except OSError as e:
-            self.say({"fork": number, "error": str(e)})
+            self.say({"error": str(e)})
         else:
-            self.say({"fork": number, "pid": pid}, pidfd)
+            self.say({"pid": pid}, pidfd)
             os.close(pidfd)
         os.close(channel)
         os.close(output)
@@ -199,17 +213,18 @@ def _fork_again(write_end: int) -> None:
         os.sched_yield()  # it ends at once
 
 
-def _become_worker(given: Forked, server: int) -> None:
+def _become_worker(given: Forked, server: int, end: End) -> None:
     """From a forked zygote to what a fresh interpreter would be."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     die_with(server)
     for stream in (1, 2):
         os.dup2(given.output, stream)
     os.close(given.output)
     gc.enable()
     _reseed()
-    work(socket.socket(fileno=given.channel))
+    work(socket.socket(fileno=given.channel), end)
 
 
 def _reseed() -> None:

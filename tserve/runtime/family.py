@@ -10,13 +10,14 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import trio
 
 from tserve.runtime.memory_kills import MemoryKills
 
+UNKILLABLE_S = 5.0  # a process that hangs in the kernel is waited for no longer after SIGKILL
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -37,9 +38,9 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def count_descendants(pid: int, *, most: int) -> int:
-    """A process and those below it, ended ones that nobody has reaped included; counted just past `most` at most."""
-    seen, waiting = 1, [pid]
+def count_descendants(pids: Sequence[int], *, most: int) -> int:
+    """Processes and those below them, ended ones that nobody has reaped included; counted just past `most` at most."""
+    seen, waiting = len(pids), list(pids)
     while waiting and seen <= most:
         found = children_of(waiting.pop())
         seen += len(found)
@@ -56,6 +57,7 @@ class Family:
     def __init__(self) -> None:
         self.groups: set[int] = set()
         self.memory_kills = MemoryKills()
+        self.counting = trio.CapacityLimiter(1)
         self.watcher: Callable[[str, int], None] | None = None
         self._unnamed = 0  # forks under way: children that are here, but not known by their pid yet
 
@@ -117,16 +119,29 @@ class Family:
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reap orphans as they end, until cancelled; then end those that are left."""
+    @contextlib.asynccontextmanager
+    async def looked_after(self) -> AsyncIterator[None]:
+        """Reap orphans as they end; when the block, and with it the last worker, has ended, end those that are left."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._reap_as_they_end)
+            try:
+                yield
+            finally:
+                await self._end_orphans()
+                nursery.cancel_scope.cancel()
+
+    async def _reap_as_they_end(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGCHLD) as deaths:
             task_status.started()
-            try:
-                async for _ in deaths:
-                    self.reap()
-            finally:
-                for pid in self.orphans():
+            async for _ in deaths:
+                self.reap()
+
+    async def _end_orphans(self) -> None:
+        """Until there are none: the end of one may bring its own children here."""
+        with trio.CancelScope(shield=True), trio.move_on_after(UNKILLABLE_S):
+            while found := self.orphans():
+                for pid in found:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                    with contextlib.suppress(ChildProcessError):
-                        os.waitid(os.P_PID, pid, os.WEXITED)  # noqa: ASYNC222 - it has been killed
+                self.reap()
+                await trio.sleep(0.002)

@@ -25,11 +25,13 @@ class WorkerGone(Exception):
 class Exit:
     """How a process ended: `code` as a shell shows it, 128 + n for signal n.
 
-    `out_of_memory` says of a SIGKILL whether it was the kernel's, None where it does not tell.
+    `out_of_memory` says of a SIGKILL whether it was the kernel's, None where it does not tell; `unkillable` that the
+    process is still there, since the kernel does not let it end.
     """
 
     code: int
     out_of_memory: bool | None = field(default=None, compare=False)
+    unkillable: bool = field(default=False, compare=False)
 
     @property
     def killed(self) -> bool:
@@ -88,7 +90,7 @@ class Worker(Protocol):
         """Resident bytes; 0 when unknown."""
         ...
 
-    def processes(self, *, most: int) -> int:
+    async def processes(self, *, most: int) -> int:
         """The worker and what it started, counted no further than just past `most`."""
         ...
 

@@ -45,7 +45,7 @@ class MemoryKills:
 
     def forget(self) -> None:
         """What was killed until now was none of ours: to be called when a worker starts."""
-        self._explained = self._count() or 0
+        self._explained = self._count() or self._explained
 
     def explain(self) -> bool | None:
         """Whether a death by SIGKILL that was just seen was the kernel's doing; None where it does not count."""

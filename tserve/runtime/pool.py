@@ -164,7 +164,9 @@ class Pool:
         if self._orders.is_set() or self._spec is None:
             return None
         for slot in self._slots:
-            if slot.id in self._fresh and slot.tried and slot.failure is not None and slot.phase not in LOADED:
+            # One that is ending now has not said yet what it died of.
+            still = slot.phase in LOADED or slot.phase is Phase.STOPPING
+            if slot.id in self._fresh and slot.tried and slot.failure is not None and not still:
                 return Settled(ready=False, failure=slot.failure)
         if all(slot.phase in LOADED and not slot.stopping for slot in self._slots):
             return Settled(ready=True)

@@ -7,17 +7,19 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from tserve.runtime.family import Family, count_descendants
+from tserve.runtime.family import UNKILLABLE_S, Family, count_descendants
 from tserve.runtime.launcher import Exit
 
 OUTPUT_GRACE_S = 0.5  # what a dead process's children keep open is read no longer than this
-UNKILLABLE_S = 5.0  # a process that hangs in the kernel is waited for no longer after SIGKILL
 TAIL_BYTES = 64 << 10
+LINES_AT_ONCE, LINES_PER_S = 10_000, 1_000  # of one process; the log of what prints more has gaps, its tail has none
 _LINE_BYTES = 16 << 10  # a longer line is logged in pieces
+_LINES_PER_STEP = 100  # logged between two checkpoints
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -43,7 +45,11 @@ class ChildProcess:
         self._exit: Exit | None = None
         self._killed = False  # by this server
         self._reaped = False
+        self._living = trio.CancelScope()
         self._ended = trio.Event()
+        self._lines = float(LINES_AT_ONCE)  # that may be logged now
+        self._counted_at = trio.current_time()
+        self._left_out = 0
 
     def signal_group(self, number: int) -> None:
         # Until it is reaped the leader's number cannot be given to another group.
@@ -52,7 +58,9 @@ class ChildProcess:
                 os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        self._killed = True
+        if not self._killed:
+            self._killed = True
+            self._living.deadline = trio.current_time() + UNKILLABLE_S
         self.signal_group(signal.SIGKILL)
 
     def abort(self) -> None:
@@ -62,8 +70,7 @@ class ChildProcess:
 
     async def wait(self) -> Exit:
         await self._ended.wait()
-        assert self._exit is not None
-        return self._exit
+        return self._exit or Exit(255)  # a bug in here, which its own task has raised
 
     def tail(self) -> str:
         return self._tail.decode("utf-8", "replace")
@@ -74,29 +81,40 @@ class ChildProcess:
         except (OSError, IndexError, ValueError):
             return 0
 
-    def processes(self, *, most: int) -> int:
-        return count_descendants(self.pid, most=most)
+    async def processes(self, *, most: int) -> int:
+        adopted = self._family.members(self.pid)
+        count = partial(count_descendants, [self.pid, *adopted], most=most)
+        return await trio.to_thread.run_sync(count, limiter=self._family.counting)
 
     async def follow(self) -> None:
-        """Copy the output, see the end, end with it what is left of the group, and reap; not to be cut short."""
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read_output)
-                await trio.lowlevel.wait_readable(self._pidfd)
-                ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it has ended
-                assert ended is not None
-                self._exit = self._read_exit(ended)
-                self.exited.set()
-                self.left()
-                await self._end_group()
-                nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE_S
-            self._family.remove(self.pid)
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 - it has ended
-            self._reaped = True
-            os.close(self._pidfd)
-        self._ended.set()
+        """Copy the output, see the end, end with it what is left of the group, and reap; not to be cut short.
 
-    def _read_exit(self, ended: os.waitid_result) -> Exit:
+        A process that SIGKILL does not end is left to the family after a while: the kernel holds it.
+        """
+        with trio.CancelScope(shield=True):
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read_output)
+                    with self._living:
+                        await trio.lowlevel.wait_readable(self._pidfd)
+                    self._exit = self._read_exit()
+                    self.exited.set()
+                    self.left()
+                    await self._end_group()
+                    nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE_S
+                self._family.remove(self.pid)
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
+            finally:
+                self._reaped = True
+                os.close(self._pidfd)
+                self._ended.set()
+
+    def _read_exit(self) -> Exit:
+        """Without reaping: until that is done the number of its group is its own."""
+        ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if ended is None:
+            self._log.error("%s, pid %d, does not end after SIGKILL", self._label, self.pid)
+            return Exit(128 + signal.SIGKILL, out_of_memory=False, unkillable=True)
         if ended.si_code == os.CLD_EXITED:
             return Exit(ended.si_status)
         killed = ended.si_status == signal.SIGKILL and not self._killed
@@ -134,11 +152,31 @@ class ChildProcess:
                     if len(line) > _LINE_BYTES:
                         lines.append(line)
                         line = b""
-                    for each in lines:
-                        self._log_line(each)
+                    await self._log_lines(lines)
         finally:
+            self._log_gap()
             if line:  # the last words may lack a newline
                 self._log_line(line)
+
+    async def _log_lines(self, lines: list[bytes]) -> None:
+        """No more of them than one process may have: whoever prints without end must not keep the others waiting."""
+        now = trio.current_time()
+        self._lines = min(LINES_AT_ONCE, self._lines + LINES_PER_S * (now - self._counted_at))
+        self._counted_at = now
+        allowed = int(self._lines)
+        if allowed and self._left_out:
+            self._log_gap()
+        for number, line in enumerate(lines[:allowed]):
+            self._log_line(line)
+            if number % _LINES_PER_STEP == _LINES_PER_STEP - 1:
+                await trio.lowlevel.checkpoint()
+        self._lines -= min(allowed, len(lines))
+        self._left_out += len(lines[allowed:])
+
+    def _log_gap(self) -> None:
+        if self._left_out:
+            self._log.warning("%s %d lines left out here", self._label, self._left_out)
+            self._left_out = 0
 
     def _log_line(self, line: bytes) -> None:
         self._log.info("%s %s", self._label, line.decode("utf-8", "replace"))

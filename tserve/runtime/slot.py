@@ -26,6 +26,7 @@ from tserve.runtime.jobs import Job, JobQueue
 from tserve.runtime.launcher import Exit, Launcher, Worker, WorkerGone
 
 PROCESS_CHECK_S = 0.25
+REASON_LIMIT, DETAIL_LIMIT = 1 << 10, 16 << 10  # of what a worker says of a failed load
 CLIENT_TAIL = 4 << 10  # of the log tail, for a client whose request a worker took down
 _log = logging.getLogger("tserve.runtime")
 
@@ -138,18 +139,21 @@ class Slot:
 
     async def run(self) -> None:
         """Live until stopped."""
+        failure: Failure | None = None
         try:
             with self._life:
                 while not self._finished():
                     failure = await self._guarded()
                     if failure is None or self.stopping:
+                        self.failure = failure or self.failure
                         break
-                    await self._recover(failure)
+                    died, failure = failure, None
+                    await self._recover(died)
                     self._restarts += 1
         finally:
             self._end_phase()
             self._enter(Phase.STOPPED)
-            self._tell(Happening.STOPPED, self._end)
+            self._tell(Happening.STOPPED, self._end, failure)
 
     async def _guarded(self) -> Failure | None:
         """One worker's life inside the error boundary of its version: a bug here must not end the others."""
@@ -179,20 +183,24 @@ class Slot:
                 outcome = Failure("start_failed", f"no process could be started: {e}")
             finally:
                 if self._worker is not None:
+                    hurried = trio.current_effective_deadline() == -math.inf
                     with trio.CancelScope(shield=True):  # it has ended
-                        self._note_end(await self._worker.wait(), asked=outcome is None)
+                        end = await self._worker.wait()
+                    self._note_end(end, asked=outcome is None, hurried=hurried)
                 self._worker, self._pid = None, -1
         return outcome
 
-    def _note_end(self, end: Exit, *, asked: bool) -> None:
+    def _note_end(self, end: Exit, *, asked: bool, hurried: bool) -> None:
         """How the worker left, and which limit it overran when it was asked to and did not."""
         grace_s = self._spec.worker.kill_grace_s
         self._end = {"exit": str(end)}
-        if not asked or not end.killed:
-            return
-        if self._life.cancel_called:
+        if end.unkillable:
+            self._end |= {"reason": "unkillable", "detail": "the kernel does not let the process end"}
+        elif not asked or not end.killed or end.out_of_memory is not False:
+            pass
+        elif self._life.cancel_called:
             self._end |= {"reason": "drain_timeout", "detail": f"stopped after {self._drain_s:g} s to drain"}
-        else:
+        elif not hurried:  # else the server has no time either
             self._end |= {"reason": "kill_grace", "detail": f"did not leave within worker_kill_grace, {grace_s:g} s"}
             _log.warning("%s %s and was killed", self._label(), self._end["detail"])
 
@@ -217,7 +225,7 @@ class Slot:
 
     async def _count_processes(self, worker: Worker, limit: int) -> None:
         """The kernel's own limit counts a user's processes, and none of root's."""
-        while (count := worker.processes(most=limit)) <= limit:  # noqa: ASYNC110 - nothing tells of a fork
+        while (count := await worker.processes(most=limit)) <= limit:  # noqa: ASYNC110 - nothing tells of a fork
             await trio.sleep(PROCESS_CHECK_S)
         self._verdict = Failure("process_limit", f"{count} processes, worker_process_limit is {limit}")
         worker.kill()
@@ -238,12 +246,12 @@ class Slot:
             self._end_phase()
             await autopsy.last_words(worker)
             return Failure(
-                str(report.get("reason")),
-                str(report.get("detail")),
+                str(report.get("reason"))[:REASON_LIMIT],
+                str(report.get("detail"))[-DETAIL_LIMIT:],
                 code=507 if report.get("code") == 507 else 500,
                 log_tail=worker.tail(),
                 hopeless=report.get("hopeless") is True,
-                file=str(report.get("file") or ""),
+                file=str(report.get("file") or "")[:REASON_LIMIT],
             )
         detail = f"the model was not loaded within startup_timeout, {timeout_s:g} s"
         return await self._unresponsive(worker, "startup_timeout", detail)
@@ -299,7 +307,8 @@ class Slot:
                 failure = await self._unresponsive(worker, "response_timeout", detail)
         finally:
             if not all(job.done for job in batch):
-                why = failure or Failure("drain_timeout", f"no answer within the time to drain, {self._drain_s:g} s")
+                limit = f"the time to drain, {self._drain_s:g} s" if self._drain_s < math.inf else "the server's time"
+                why = failure or Failure("drain_timeout", f"no answer within {limit}")
                 cause = why.cause(tail=CLIENT_TAIL)
                 for job in batch:
                     job.finish(InternalServer("Worker died.", code=why.code, cause=cause))

@@ -126,7 +126,7 @@ class ProcessWorker(ChildProcess):
     async def end(self) -> None:
         """Ask the worker to leave, then end its group; bounded, and not to be cut short."""
         at_once = trio.current_effective_deadline() == float("-inf")
-        self._channel.close()
+        self.hang_up()
         with trio.CancelScope(shield=True):
             if not at_once:
                 with trio.move_on_after(self._grace_s / 2):

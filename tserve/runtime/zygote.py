@@ -26,6 +26,7 @@ from tserve.runtime.process import ChildProcess
 from tserve.runtime.worker import ProcessWorker, Wires, living, wires
 
 START_LIMIT_S = 120.0  # torch on a cold disk
+BARREN = 2  # so many zygotes in a row that came up and forked nothing: it is not for want of luck
 FORK_LIMIT_S = 10.0
 RETRY_S, RETRY_LIMIT_S = 10.0, 600.0  # between tries to start a zygote that does not come up; it doubles
 _log = logging.getLogger("tserve.runtime")
@@ -59,18 +60,21 @@ class ZygoteLauncher:
         """Keep a zygote from when it is wanted, until cancelled."""
         task_status.started()
         await self._wanted.wait()
-        pause_s = RETRY_S
+        pause_s, barren = RETRY_S, 0
         while True:
-            if await self._one_zygote():
-                pause_s = RETRY_S
-                self._become(None)
-            else:
+            forked = await self._one_zygote()
+            barren = 0 if forked else barren + 1
+            if forked is None or barren >= BARREN:
+                _log.warning("workers start in fresh interpreters; the next try for a zygote is in %g s", pause_s)
                 self._become(None, broken=True)
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_LIMIT_S)
+            else:
+                pause_s = RETRY_S
+            self._become(None)
 
-    async def _one_zygote(self) -> bool:
-        """From the start of a zygote to its end: whether it came up."""
+    async def _one_zygote(self) -> int | None:
+        """From the start of a zygote to its end: how many workers it forked, None when it did not come up."""
         try:
             async with _zygote(self._family) as zygote:
                 came_up = await zygote.ready()
@@ -79,12 +83,13 @@ class ZygoteLauncher:
                     await zygote.process.exited.wait()
         except OSError as e:
             _log.warning("no zygote could be started: %s", e)
-            return False
+            return None
+        end = await zygote.process.wait()
         if came_up:
-            _log.warning("the zygote ended by %s and is started again", await zygote.process.wait())
-        else:
-            _log.warning("the zygote did not come up; workers start in fresh interpreters: %s", zygote.process.tail())
-        return came_up
+            _log.warning("the zygote ended by %s, after %d forks", end, zygote.forked)
+            return zygote.forked
+        _log.warning("the zygote did not come up, it ended by %s: %s", end, zygote.process.tail())
+        return None
 
     def _become(self, zygote: _Zygote | None, *, broken: bool = False) -> None:
         self._zygote, self._broken = zygote, broken
@@ -104,27 +109,37 @@ class ZygoteLauncher:
     async def _fork(self, spec: WorkerSpec, label: str) -> ProcessWorker | None:
         """A worker from the zygote that there is or that is about to be; None when there is none to be had."""
         self.warm()
+        for _ in range(BARREN):
+            zygote = await self._usable()
+            if zygote is None:
+                break
+            with contextlib.suppress(ZygoteGone):
+                async with zygote.turn:
+                    with wires() as ends:  # not sooner: those that wait would hold descriptors
+                        pid, pidfd = await zygote.fork(ends)
+                        return ProcessWorker(pid, pidfd, ends, spec, label=label, family=self._family)
+            await zygote.process.exited.wait()
+        return None
+
+    async def _usable(self) -> _Zygote | None:
         while not self._broken:
-            if self._zygote is None:
-                await self._changed.wait()
-                continue
-            with contextlib.suppress(ZygoteGone), wires() as ends:
-                pid, pidfd = await self._zygote.fork(ends)
-                return ProcessWorker(pid, pidfd, ends, spec, label=label, family=self._family)
-            await trio.lowlevel.checkpoint()
+            if self._zygote is not None and not self._zygote.process.exited.is_set():
+                return self._zygote
+            await self._changed.wait()
         return None
 
 
 class _Zygote:
-    """A running zygote, and the conversation with it."""
+    """A running zygote, and the conversation with it; `turn` is for one `fork` at a time."""
 
     def __init__(self, process: ChildProcess, control: socket.socket, family: Family) -> None:
         self.process = process
         self._control = control
         self._channel = trio.socket.from_stdlib_socket(control)
         self._family = family
-        self._turn = trio.Lock()
-        self._number = 0
+        self._is_up = False
+        self.turn = trio.Lock()
+        self.forked = 0
 
     async def ready(self) -> bool:
         """Wait until it has imported what workers need."""
@@ -137,39 +152,51 @@ class _Zygote:
                 _log.warning("the zygote has %d threads; it must have one to be forked", message["threads"])
                 return False
             _log.info("the zygote is ready, pid %d, after %s s", self.process.pid, message["took_s"])
-            self._family.watcher = self._tell
-            for group in self._family.groups:
-                self._tell("watch", group)
-            return True
+            return await self._tell_all()
         return False
 
-    def _tell(self, what: str, group: int) -> None:
-        """Best effort: a zygote that does not read is about to be replaced."""
-        with contextlib.suppress(OSError):
+    async def _tell_all(self) -> bool:
+        """The groups there are, now that it reads: what it was told before may have been more than a socket holds."""
+        try:
+            await self._channel.send(b'{"forget_all": true}')
+            for group in list(self._family.groups):
+                if group in self._family.groups:
+                    await self._channel.send(json.dumps({"watch": group}).encode())
+        except OSError:
+            return False
+        self._is_up = True
+        return True
+
+    def tell(self, what: str, group: int) -> None:
+        try:
             self._control.send(json.dumps({what: group}).encode())
+        except OSError:
+            if self._is_up:
+                self.process.kill()  # it does not read, or is gone; the next one is told all
 
     async def fork(self, ends: Wires) -> tuple[int, int]:
         """The pid and pidfd of a worker on those wires.  Raises OSError, ZygoteGone."""
-        async with self._turn:
-            # A cancelled caller waits for the answer, too: nobody else would take in what was forked.
-            with self._family.expecting(), trio.CancelScope(shield=True):
-                with trio.move_on_after(FORK_LIMIT_S):
-                    pid, pidfd = await self._ask(ends)
-                    self._family.add(pid, watched=True)
-                    return pid, pidfd
-            self.process.kill()  # it hangs
-            raise ZygoteGone
+        # A cancelled caller waits for the answer, too: nobody else would take in what was forked.
+        with self._family.expecting(), trio.CancelScope(shield=True):
+            with trio.move_on_after(FORK_LIMIT_S):
+                pid, pidfd = await self._ask(ends)
+                self._family.add(pid, watched=True)
+                self.forked += 1
+                return pid, pidfd
+        self.process.kill()  # it hangs
+        raise ZygoteGone
 
     async def _ask(self, ends: Wires) -> tuple[int, int]:
-        self._number += 1
         given = array.array("i", [ends.theirs.fileno(), ends.write_end]).tobytes()
         try:
-            await self._channel.sendmsg(
-                [json.dumps({"fork": self._number}).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, given)]
-            )
+            await self._channel.sendmsg([b'{"fork": true}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, given)])
         except OSError as e:
             raise ZygoteGone from e
         message, descriptors = await self._receive()
+        if "unfit" in message:
+            _log.warning("the zygote cannot be forked any more: %s", message["unfit"])
+            self.process.kill()
+            raise ZygoteGone
         if "error" in message:
             raise OSError(message["error"])
         if not descriptors:  # it is there, but hung up on; the family reaps it
@@ -212,8 +239,12 @@ async def _zygote(family: Family) -> AsyncIterator[_Zygote]:
         process = ChildProcess(pid, pidfd, read_end, label="zygote", log=log, family=family, grace_s=0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.follow)
+            zygote = _Zygote(process, ours, family)
+            family.watcher = zygote.tell
+            for group in family.groups:
+                zygote.tell("watch", group)
             try:
-                yield _Zygote(process, ours, family)
+                yield zygote
             finally:
                 family.watcher = None
                 process.kill()
