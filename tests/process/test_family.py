@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from tests.process.launcher_contract import HANDLERS, ask, load, send
 from tserve.domain.plan import WorkerSpec
 from tserve.runtime.family import Family, adopt, count_descendants
 from tserve.runtime.fresh import FreshLauncher
-from tserve.runtime.launcher import Worker
+from tserve.runtime.launcher import Exit, Worker
 from tserve.runtime.memory_kills import MemoryKills
 
 pytestmark = pytest.mark.process
@@ -103,6 +105,58 @@ async def test_a_child_that_is_expected_is_no_orphan() -> None:
         with family.expecting():
             assert family.orphans() == []
         assert len(family.orphans()) == 1
+
+
+async def test_orphans_of_orphans_end_with_the_server() -> None:
+    """The end of one brings its own children here, which could not be seen before."""
+    async with families() as family, loaded(family, "forks.py") as worker:
+        await send(worker, b"chain dies")
+        await worker.wait()
+        orphans = [int(word) for word in worker.tail().rpartition("child ")[2].split()]
+        assert len(orphans) == 2
+        assert all(map(state, orphans))
+    assert not any(map(state, orphans))
+
+
+async def test_a_process_that_the_kernel_holds_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracer that stops it amid its exit stands in for a driver that hangs."""
+    monkeypatch.setattr("tserve.runtime.process.UNKILLABLE_S", 0.2)
+    tracer = None
+    try:
+        async with families() as family:
+            async with loaded(family, "echo.py") as worker:
+                command = [sys.executable, "-c", TRACER, str(worker.pid)]
+                tracer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220
+                assert tracer.stdout is not None
+                if tracer.stdout.readline() != b"0\n":
+                    pytest.skip("tracing is not allowed here")
+                worker.kill()
+                end = await worker.wait()
+                assert (end, end.unkillable) == (Exit(137), True)
+            assert state(worker.pid)
+            tracer.communicate(b"")
+            await gone(worker.pid)
+    finally:
+        if tracer is not None:
+            tracer.kill()
+            tracer.communicate()
+
+
+TRACER = """
+import ctypes, sys
+ptrace = ctypes.CDLL(None).ptrace
+ptrace.argtypes = [ctypes.c_long] * 4
+SEIZE, STOP_AT_EXIT = 0x4206, 0x40
+print(ptrace(SEIZE, int(sys.argv[1]), 0, STOP_AT_EXIT), flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_processes_that_hide_behind_a_dead_parent_are_counted() -> None:
+    async with families() as family, loaded(family, "forks.py") as worker:
+        await ask(worker, b"twice lives")
+        assert count_descendants([worker.pid], most=10) == 1
+        assert await worker.processes(most=10) == 2
 
 
 async def test_processes_are_counted_with_what_they_started(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import trio.testing
 
 import tserve
 from tests.process.launcher_contract import HANDLERS, ask, load, send, spec
+from tserve.runtime import process
 from tserve.runtime.family import Family
 from tserve.runtime.fresh import FreshLauncher
 from tserve.runtime.launcher import Exit, Worker, WorkerGone
@@ -109,6 +110,24 @@ async def test_the_tail_is_bounded_and_long_lines_do_not_pile_up(caplog: pytest.
     assert sum(len(line) for line in lines if line.startswith("y")) == size
     assert lines.count("x" * 63) == size // 64
     assert max(map(len, lines)) <= 512 << 10
+
+
+async def test_a_flood_of_lines_leaves_gaps_in_the_log_and_none_in_the_tail(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever prints without end would have the server log without end."""
+    monkeypatch.setattr(process, "LINES_AT_ONCE", 100)
+    monkeypatch.setattr(process, "LINES_PER_S", 0)
+    caplog.set_level(logging.INFO, "tserve.model")
+    async with loaded("floods.py") as worker:
+        await ask(worker, str(256 << 10).encode())
+        worker.hang_up()
+        await worker.wait()
+        assert len(worker.tail()) == TAIL_BYTES
+        assert worker.tail().endswith("yyy\nend\n")
+    lines = [record.getMessage().removeprefix(f"{LABEL} ") for record in caplog.records]
+    assert len(lines) == 101
+    assert lines[-1].endswith(" lines left out here")
 
 
 async def test_a_refusal_is_said_in_the_log_too() -> None:

@@ -122,6 +122,38 @@ async def test_a_zygote_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) 
         assert await until_up(launcher) != first
 
 
+async def test_a_zygote_that_dies_before_it_forks_is_done_without_after_a_while() -> None:
+    """Else every start would wait for ever, and torch would be imported again and again."""
+    async with zygotes() as launcher, trio.open_nursery() as nursery:
+        nursery.start_soon(_kill_each, launcher)
+        launcher.warm()
+        while not launcher._broken:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        assert (await look(launcher))["torch"] is False
+        nursery.cancel_scope.cancel()
+
+
+async def _kill_each(launcher: ZygoteLauncher) -> None:
+    killed = None
+    while True:
+        if launcher.pid not in (None, killed):
+            killed = launcher.pid
+            assert killed is not None
+            os.kill(killed, signal.SIGKILL)
+        await trio.sleep(0.001)
+
+
+async def test_exit_hooks_of_what_the_zygote_imported_run_in_the_worker(tmp_path: Path) -> None:
+    """A temporary folder goes, a buffered log is written."""
+    async with zygotes() as launcher:
+        async with loaded(launcher, "leaves_things.py") as worker:
+            (made,) = await ask(worker, str(tmp_path).encode())
+            folder = trio.Path(made.decode())
+            assert await folder.is_dir()
+        assert not await folder.exists()
+    assert await trio.Path(tmp_path, "log.txt").read_text() == "said\n"
+
+
 async def test_without_a_zygote_workers_start_all_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
