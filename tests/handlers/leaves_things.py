@@ -1,4 +1,4 @@
-"""Has a temporary folder and a buffered log, which are cleaned up at the end of the process; answers with the folder."""
+"""Has a temporary folder and a buffered log, seen to at the end of the process; answers with the folder."""
 
 import logging
 import logging.handlers

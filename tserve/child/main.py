@@ -37,11 +37,16 @@ def main(argv: list[str]) -> None:
     work(socket.socket(fileno=descriptor), end)
 
 
-def die_with(server: int, number: int = signal.SIGKILL) -> None:
-    """Get a signal when the server dies; the end of this process if it is dead by now."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-    if os.getppid() != server:  # it died before the signal was asked for
+def die_with(server: int) -> None:
+    """Be killed when the server dies; the end of this process if it is dead by now."""
+    if not outlived_by(server, signal.SIGKILL):
         os._exit(1)
+
+
+def outlived_by(server: int, number: int) -> bool:
+    """Ask for a signal when the server dies; whether it still lived then."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    return os.getppid() == server
 
 
 def line_buffered() -> None:

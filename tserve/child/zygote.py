@@ -20,12 +20,13 @@ import sys
 import time
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from tserve.child.main import End, die_with, line_buffered, work
+from tserve.child.main import End, die_with, line_buffered, outlived_by, work
 from tserve.domain.wire import CONTROL_BYTES
 
 _PID = struct.Struct("i")
+_SERVER_DIED = signal.SIGUSR1  # asked for; SIGTERM is what others send
 # Read by libraries when they are loaded: a zygote must not start their threads, nor touch an accelerator.
 _WHILE_IMPORTING = {
     "OMP_NUM_THREADS": "1",
@@ -61,10 +62,11 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line_buffered()
     with socket.socket(fileno=descriptor) as control:
-        zygote = _Zygote(control, server)
-        signal.signal(signal.SIGTERM, zygote.on_sigterm)
+        zygote = _Zygote(control)
+        signal.signal(_SERVER_DIED, zygote.on_servers_death)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # comes with the server's death to a zygote that is stopped
-        die_with(server, signal.SIGTERM)
+        if not outlived_by(server, _SERVER_DIED):
+            zygote.leave()
         began = time.monotonic()
         _import_everything()
         gc.collect()
@@ -93,9 +95,8 @@ def _import_everything() -> None:
 
 
 class _Zygote:
-    def __init__(self, control: socket.socket, server: int) -> None:
+    def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._server = server
         self._pid = os.getpid()
         self._groups: set[int] = set()
 
@@ -103,14 +104,18 @@ class _Zygote:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the next receive tells
             socket.send_fds(self._control, [json.dumps(message).encode()], descriptors)
 
-    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        """The server's death comes as this signal; from anyone else it ends the zygote alone."""
-        if os.getpid() == self._pid and os.getppid() != self._server:
-            self._control.setblocking(False)
-            with contextlib.suppress(BlockingIOError):  # what it was told while it could not read
-                while (message := self._receive()[0]) is not None:
-                    self._note(message)
-            self._end_groups()
+    def on_servers_death(self, number: int, frame: FrameType | None) -> None:
+        """It comes with the end of the server's first thread, when getppid() may still say that the server is there."""
+        if os.getpid() == self._pid:  # and not one that is about to become a worker
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """End the groups that the server has told of, and this process."""
+        self._control.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # what it was told while it could not read
+            while (message := self._receive()[0]) is not None:
+                self._note(message)
+        self._end_groups()
         os._exit(0)
 
     def _note(self, message: dict[str, Any]) -> None:
@@ -216,7 +221,7 @@ def _fork_again(write_end: int) -> None:
 def _become_worker(given: Forked, server: int, end: End) -> None:
     """From a forked zygote to what a fresh interpreter would be."""
     os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(_SERVER_DIED, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     die_with(server)
     for stream in (1, 2):
