@@ -6,11 +6,13 @@ The kernel's limits hold for each process of the worker by itself; docs/configur
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import resource
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from tserve.child.loader import LoadFailed
@@ -108,13 +110,19 @@ def _limit_threads(threads: int) -> None:
 
 
 def _limit_blas_threads(threads: int) -> None:
-    """numpy has read its variable when it was imported, which may have been in a zygote that must not have threads."""
+    """numpy has read its variable when it was imported; its OpenBLAS takes another number at any time."""
+    for setter in blas_setters():
+        setter(threads)
+
+
+@functools.cache
+def blas_setters() -> tuple[Callable[[int], object], ...]:
+    """How to tell each OpenBLAS that is loaded by now.  The zygote looks for its workers: it takes 10 ms."""
+    found: list[Callable[[int], object]] = []
     for path in sorted(set(re.findall(r"\S+openblas\S+", Path("/proc/self/maps").read_text()))):
         try:
             library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
         except OSError:  # the name of a file that is no library
             continue
-        for name in _BLAS_SETTERS:
-            setter = getattr(library, name, None)
-            if setter is not None:
-                setter(threads)
+        found += filter(None, (getattr(library, name, None) for name in _BLAS_SETTERS))
+    return tuple(found)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
+from tserve.child.limits import blas_setters
 from tserve.child.main import End, die_with, line_buffered, outlived_by, work
 from tserve.domain.wire import CONTROL_BYTES
 
@@ -41,9 +42,6 @@ _IMPORTED = (
     "ts.context",
     "ts.torch_handler.base_handler",
     "ts.utils.util",
-    "tserve.child.batches",
-    "tserve.child.limits",
-    "tserve.child.loader",
 )
 
 
@@ -92,6 +90,7 @@ def _import_everything() -> None:
             del os.environ[name]
         else:
             os.environ[name] = value
+    blas_setters()
 
 
 class _Zygote:
