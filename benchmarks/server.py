@@ -15,13 +15,17 @@ from urllib.parse import urlsplit
 
 
 class Server:
-    """`with Server(state) as server`: started at entry, stopped at exit; `ready_s` is how long the start took."""
+    """`with Server(state) as server`: started at entry, stopped at exit; `ready_s` is how long the start took.
 
-    def __init__(self, folder: Path) -> None:
+    `config` are further lines of the properties file.
+    """
+
+    def __init__(self, folder: Path, *config: str) -> None:
         self.folder = folder
         (folder / "store").mkdir(exist_ok=True)
         roles = ("inference", "management", "metrics")
-        (folder / "c.properties").write_text("".join(f"{role}_address=http://127.0.0.1:0\n" for role in roles))
+        lines = [*(f"{role}_address=http://127.0.0.1:0" for role in roles), *config]
+        (folder / "c.properties").write_text("\n".join([*lines, ""]))
 
     def __enter__(self) -> Server:
         words = [sys.executable, "-m", "tserve", "start", "--ts-config", self.folder / "c.properties"]
@@ -45,10 +49,10 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
 
-    def call(self, role: str, target: str) -> bytes:
+    def call(self, role: str, target: str, method: str = "GET", body: bytes | None = None) -> bytes:
         if role not in self.connections:
             self.connections[role] = http.client.HTTPConnection(urlsplit(self.urls[role]).netloc)
-        self.connections[role].request("GET", target)
+        self.connections[role].request(method, target, body)
         return self.connections[role].getresponse().read()
 
     def median_ms(self, role: str, target: str, rounds: int = 200) -> float:
@@ -60,8 +64,12 @@ class Server:
         return sorted(times)[rounds // 2] * 1000
 
     def pss_mib(self) -> float:
-        lines = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+        return pss_mib(self.process.pid)
+
+
+def pss_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def folder() -> tempfile.TemporaryDirectory[str]:

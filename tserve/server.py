@@ -109,10 +109,10 @@ class _Server:
         adopt()
         family = Family()
         fresh = FreshLauncher(family)
-        zygote = ZygoteLauncher(family, fresh) if settings.worker_start == "zygote" else None
+        zygote = ZygoteLauncher(family, fresh, forks=settings.worker_start == "zygote")
         reconciler = Reconciler(
             self._desired,
-            zygote or fresh,
+            zygote,
             first_slot_number=settings.initial_worker_port,
             report=self._history.report,
             place=Placement().place,
@@ -132,8 +132,7 @@ class _Server:
         }
         tables = {role: [*health_routes(health), *table] for role, table in tables.items()}
         async with family.looked_after(), trio.open_nursery() as nursery:
-            if zygote is not None:
-                await nursery.start(zygote.run)
+            await nursery.start(zygote.run)
             await nursery.start(reconciler.run)
             await nursery.start(management.run)
             await nursery.start(devices.run)
@@ -144,7 +143,7 @@ class _Server:
             with self._loading:
                 await load_models(management, self._keep, settings)
             if not self._stop.is_set():
-                await self._listen(sockets, tables, on_ready=zygote.warm if zygote is not None else None)
+                await self._listen(sockets, tables, on_ready=zygote.warm)
             await reconciler.drain(drain_s=max(0.0, self._drained_by - trio.current_time()))
             nursery.cancel_scope.cancel()
 
@@ -161,7 +160,7 @@ class _Server:
         sockets: dict[tuple[str, ...], socket.socket],
         tables: dict[str, Table],
         *,
-        on_ready: Callable[[], None] | None,
+        on_ready: Callable[[], None],
     ) -> None:
         """Listen until told to stop, then until the last request is answered or its time is over."""
         settings = self._settings
@@ -179,8 +178,7 @@ class _Server:
             with _endpoints_file(settings.state_dir / ENDPOINTS, urls):
                 gc.freeze()  # modules stay: later collections need not walk them
                 gc.enable()
-                if on_ready is not None:
-                    on_ready()
+                on_ready()
                 _log.info("ready: %s", ", ".join(f"{role} {url}" for role, url in urls.items()))
                 await self._stop.wait()
 

@@ -54,9 +54,12 @@ class Forked:
 
 
 def main(argv: list[str]) -> None:
-    """`argv`: the control socket's descriptor and the server's pid.  Returns in a worker, too, when that is done."""
+    """`argv`: the control socket's descriptor, the server's pid, and `fork` or `watch`, which has nothing imported.
+
+    Returns in a worker, too, when that is done.
+    """
     end = End()  # before anything that is imported registers what a worker has to do at its end
-    descriptor, server = (int(word) for word in argv)
+    descriptor, server, duty = int(argv[0]), int(argv[1]), argv[2]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line_buffered()
     with socket.socket(fileno=descriptor) as control:
@@ -66,7 +69,8 @@ def main(argv: list[str]) -> None:
         if not outlived_by(server, _SERVER_DIED):
             zygote.leave()
         began = time.monotonic()
-        _import_everything()
+        if duty == "fork":
+            _import_everything()
         gc.collect()
         gc.disable()
         gc.freeze()

@@ -1,7 +1,8 @@
 """Workers forked from the zygote (tserve/child/zygote.py): torch is imported once, and its pages are shared.
 
 The zygote is started again when it dies; running workers are the server's own children and live on.  Where it
-cannot be had, and for versions with an interpreter of their own, workers start in fresh interpreters.
+cannot be had, and for versions with an interpreter of their own, workers start in fresh interpreters.  One that
+imports nothing and forks nothing still ends the groups of the workers when the server dies.
 """
 
 from __future__ import annotations
@@ -37,11 +38,15 @@ class ZygoteGone(Exception):
 
 
 class ZygoteLauncher:
-    """Forks workers from a zygote (tserve.runtime.launcher.Launcher).  `run` must be running."""
+    """Forks workers from a zygote (tserve.runtime.launcher.Launcher).  `run` must be running.
 
-    def __init__(self, family: Family, fresh: FreshLauncher) -> None:
+    `forks=False` has the zygote watch only; workers then start in fresh interpreters.
+    """
+
+    def __init__(self, family: Family, fresh: FreshLauncher, *, forks: bool = True) -> None:
         self._family = family
         self._fresh = fresh
+        self._forks = forks
         self._zygote: _Zygote | None = None
         self._broken = False  # the last one did not come up
         self._wanted = trio.Event()
@@ -63,7 +68,7 @@ class ZygoteLauncher:
         pause_s, barren = RETRY_S, 0
         while True:
             forked = await self._one_zygote()
-            barren = 0 if forked else barren + 1
+            barren = 0 if forked or not self._forks else barren + 1
             if forked is None or barren >= BARREN:
                 _log.warning("workers start in fresh interpreters; the next try for a zygote is in %g s", pause_s)
                 self._become(None, broken=True)
@@ -76,7 +81,7 @@ class ZygoteLauncher:
     async def _one_zygote(self) -> int | None:
         """From the start of a zygote to its end: how many workers it forked, None when it did not come up."""
         try:
-            async with _zygote(self._family) as zygote:
+            async with _zygote(self._family, "fork" if self._forks else "watch") as zygote:
                 came_up = await zygote.ready()
                 if came_up:
                     self._become(zygote)
@@ -98,7 +103,9 @@ class ZygoteLauncher:
 
     @contextlib.asynccontextmanager
     async def launch(self, spec: WorkerSpec, *, label: str) -> AsyncIterator[ProcessWorker]:
-        worker = None if spec.interpreter is not None else await self._fork(spec, label)
+        self.warm()
+        own = not self._forks or spec.interpreter is not None
+        worker = None if own else await self._fork(spec, label)
         if worker is None:
             async with self._fresh.launch(spec, label=label) as fresh:
                 yield fresh
@@ -108,7 +115,6 @@ class ZygoteLauncher:
 
     async def _fork(self, spec: WorkerSpec, label: str) -> ProcessWorker | None:
         """A worker from the zygote that there is or that is about to be; None when there is none to be had."""
-        self.warm()
         for _ in range(BARREN):
             zygote = await self._usable()
             if zygote is None:
@@ -219,7 +225,7 @@ class _Zygote:
 
 
 @contextlib.asynccontextmanager
-async def _zygote(family: Family) -> AsyncIterator[_Zygote]:
+async def _zygote(family: Family, duty: str) -> AsyncIterator[_Zygote]:
     """Start a zygote, and end it with the block.  Raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
@@ -228,7 +234,7 @@ async def _zygote(family: Family) -> AsyncIterator[_Zygote]:
             read_end, write_end = os.pipe()
             try:
                 given = theirs.fileno()
-                arguments = [str(given), str(os.getpid())]
+                arguments = [str(given), str(os.getpid()), duty]
                 pid, pidfd = spawn("zygote", arguments, output=write_end, given=given, interpreter=None, session=False)
             except OSError:
                 os.close(read_end)
