@@ -205,7 +205,7 @@ class Management:
         pool = await self._reconciler.wake(key, drain_s=math.inf if ask.timeout < 0 else float(ask.timeout))
         if not ask.synchronous:
             return ACCEPTED
-        if pool is not None and not await self._all_up(pool, ask.name, ask.version):
+        if not await self._all_up(key, pool, ask.name, ask.version):
             return PARTLY
         text = f"Workers scaled to {ask.min_worker} for model: {ask.name}"
         return Result(Progress.DONE, text if ask.version is None else f"{text}, version: {ask.version}")
@@ -222,11 +222,14 @@ class Management:
                     self._registry.replace(wanted)
         return version.key
 
-    async def _all_up(self, pool: Pool, name: str, asked_version: str | None) -> bool:
+    async def _all_up(self, key: Key, pool: Pool | None, name: str, asked_version: str | None) -> bool:
         """Wait until what is wanted is there; False when some of it is not.  Raises InternalServer when none can be."""
-        version = self._registry.get(pool.key)
-        patience_s = float(max(0, version.startup_timeout)) if version is not None else 0.0
-        settled = await pool.settled(patience_s=patience_s)
+        version = self._registry.get(key)
+        if pool is None:  # no worker is wanted, unless somebody unregistered the version meanwhile
+            settled = Settled(ready=version is not None, gone=version is None)
+        else:
+            patience_s = float(max(0, version.startup_timeout)) if version is not None else 0.0
+            settled = await pool.settled(patience_s=patience_s)
         if settled.failure is not None or settled.gone:
             raise self._workers_failed(name, asked_version, settled)
         return settled.ready
@@ -247,7 +250,7 @@ class Management:
         pool = await self._reconciler.wake(found.key, impatient=True)
         if not synchronous:
             return ACCEPTED
-        if pool is not None and not await self._all_up(pool, name, version):
+        if not await self._all_up(found.key, pool, name, version):
             return PARTLY
         return Result(Progress.DONE, f"Workers of {shown} are up")
 
