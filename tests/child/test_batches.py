@@ -7,6 +7,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,6 +244,49 @@ def test_what_a_handler_raises(error: Exception, code: int, message: str, capsys
     assert isinstance(outcome, BatchFailed)
     assert "in handler" in outcome.detail, "the traceback"
     assert "in handler" in capsys.readouterr().err
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+class Unfinished(PredictionException):
+    def __init__(self) -> None:
+        """Does not tell the base class anything."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PredictionException(Wordless()), 500, ""),  # type: ignore[arg-type]
+        (Unfinished(), 500, ""),
+        (Wordless(), 503, "Prediction failed"),
+    ],
+)
+def test_errors_without_words(error: Exception, code: int, message: str) -> None:
+    assert failure(run(raising(error))) == (code, message)
+
+
+def test_what_is_told_of_a_failure_is_bounded() -> None:
+    outcome = run(raising(PredictionException("x" * (1 << 20))))
+    assert isinstance(outcome, BatchFailed)
+    assert (outcome.message, len(outcome.detail)) == ("x" * (64 << 10), 16 << 10)
+
+    class Verbose(dict[str, object]):
+        def items(self) -> Any:
+            raise ValueError("y" * (1 << 20))
+
+    outcome = run(lambda data, context: [Verbose(a=1)])
+    assert isinstance(outcome, BatchFailed)
+    assert (outcome.message, len(outcome.detail)) == ("Unsupported model output data type.", 16 << 10)
+
+
+def test_a_failure_of_a_handler_that_closed_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        monkeypatch.setattr("sys.stderr", log)
+    assert failure(run(raising(ValueError("no")))) == (503, "Prediction failed")
+    assert failure(run(lambda data, context: [object()])) == (503, "Unsupported model output data type.")
 
 
 @pytest.mark.parametrize("output", [None, "text", b"bytes", {"0": 1}, ("a",), torch.zeros(1), iter([1])])

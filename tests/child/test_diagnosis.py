@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tserve.child.loader import LoadFailed, Model
+from tserve.child.diagnosis import LoadFailed
+from tserve.child.loader import Model
 
 Loader = Callable[..., Model]
 HOPELESS = {"import_error", "missing_requirement", "missing_file", "bad_weights", "wrong_python", "syntax_error"}
@@ -75,6 +79,112 @@ def test_an_error_without_words(loaded: Loader) -> None:
 
 def test_no_line_of_the_model_but_its_handler(loaded: Loader) -> None:
     assert at_import(loaded, "class Handler:\n    def __init__(self, size): ...\n") == ("load_error", "handler.py")
+
+
+# -- code that is in the way of a diagnosis
+
+MISFIT = "raise RuntimeError('size mismatch for layer')"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "prompt = 'x' * 300\n",
+        "prompt = 'x' * 4095\n",
+        "prompt = 'a\\0b'\n",
+        "prompt = '\\udc80'\n",
+        "class P:\n    @property\n    def __class__(self):\n        raise SystemExit\n\np = P()\n",
+        "class P(str):\n    def __str__(self):\n        raise KeyboardInterrupt\n\np = P('net.pt')\n",
+    ],
+    ids=["long", "longest", "null", "surrogate", "class", "str"],
+)
+def test_variables_that_are_no_paths(loaded: Loader, source: str) -> None:
+    """The innermost of them are looked at first; what comes behind them counts all the same."""
+    text = f"weights = 'net.pt'\ndef load():\n    {source.replace(chr(10), chr(10) + '    ')}\n    {MISFIT}\n\nload()\n"
+    assert at_import(loaded, text, {"net.pt": "?"}) == ("bad_weights", "net.pt")
+
+
+def test_a_message_that_quotes_a_long_text(loaded: Loader) -> None:
+    found = failure(
+        loaded, "raise RuntimeError(\"size mismatch for '%s' in 'net.pt'\" % ('k' * 300))\n", {"net.pt": "?"}
+    )
+    assert (found.reason, found.file) == ("bad_weights", "net.pt")
+
+
+def test_a_message_of_megabytes(loaded: Loader) -> None:
+    """Quotes of all of it would take half a minute to look for in the folder."""
+    began = time.perf_counter()
+    found = failure(loaded, "raise RuntimeError('size mismatch for ' + \"'a' \" * 3_000_000)\n")
+    assert (found.reason, len(found.detail), len(str(found))) == ("bad_weights", 16 << 10, 16 << 10)
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("kind", ["PanicException", "KeyboardInterrupt", "GeneratorExit"])
+def test_what_is_no_exception(loaded: Loader, kind: str) -> None:
+    source = f"class PanicException(BaseException): ...\n\nraise {kind}('unwrap of None')\n"
+    found = failure(loaded, source)
+    assert (found.reason, found.file) == ("load_error", "handler.py:3")
+    assert found.detail.endswith(f"{kind}: unwrap of None\n")
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(3)", "KeyboardInterrupt", "RecursionError"])
+def test_words_that_raise(loaded: Loader, raised: str) -> None:
+    source = f"class Odd(Exception):\n    def __str__(self):\n        raise {raised}\n\nraise Odd\n"
+    assert at_import(loaded, source) == ("load_error", "handler.py:5")
+
+
+@pytest.mark.parametrize("raised", ["ValueError", "SystemExit", "KeyboardInterrupt"])
+def test_an_error_that_cannot_be_looked_into(loaded: Loader, raised: str) -> None:
+    """The traceback is told all the same."""
+    source = f"""
+class Odd(ImportError):
+    @property
+    def path(self):
+        raise {raised}
+
+raise Odd("the true cause")
+"""
+    found = failure(loaded, source)
+    assert (found.reason, found.file) == ("load_error", "")
+    assert found.detail.endswith("Odd: the true cause\n")
+
+
+def test_an_error_that_cannot_be_printed(loaded: Loader) -> None:
+    source = """
+import traceback
+
+def broken(*args, **kwargs):
+    raise MemoryError
+
+traceback.format_exception, kept = broken, traceback.format_exception
+raise RuntimeError("no room")
+"""
+    kept = traceback.format_exception
+    try:
+        found = failure(loaded, source)
+    finally:
+        traceback.format_exception = kept
+    assert (found.reason, found.file, found.detail) == ("load_error", "handler.py:8", "RuntimeError\n")
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "class Log:\n    def write(self, text): ...\n\nsys.stderr = Log()\n",
+        "class Log:\n    def write(self, text): raise SystemExit\n\nsys.stderr = Log()\n",
+        "sys.stderr = open('/dev/null', 'w')\nsys.stderr.close()\n",
+    ],
+    ids=["no flush", "raises", "closed"],
+)
+def test_the_log_has_it_in_spite_of_the_model(
+    loaded: Loader, stderr: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", sys.stderr)  # to be put back
+    found = failure(loaded, f"import sys\n{stderr}\nraise RuntimeError('the true cause')\n")
+    assert found.reason == "load_error"
+    said = capfd.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("RuntimeError: the true cause\n")
 
 
 # -- imports

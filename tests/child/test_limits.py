@@ -87,7 +87,7 @@ print(json.dumps(done.stderr.strip().splitlines()[-1]))
 
 def test_memory_that_is_too_little_to_begin_with() -> None:
     code = """
-from tserve.child.loader import LoadFailed
+from tserve.child.diagnosis import LoadFailed
 held = bytearray(200 << 20)
 try:
     limited(memory_limit=100 << 20)

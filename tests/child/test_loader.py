@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ts.context import RequestProcessor
-from tserve.child.loader import LoadFailed, Model
+from tserve.child.diagnosis import LoadFailed
+from tserve.child.loader import Model
 from tserve.domain.stack import innermost
 
 Loader = Callable[..., Model]

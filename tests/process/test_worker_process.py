@@ -369,6 +369,11 @@ async def test_a_forked_child_that_comes_back_neither_answers_nor_reads() -> Non
             assert await ask(worker, text) == [text]
 
 
+async def test_a_child_that_is_forked_while_loading_reports_nothing() -> None:
+    async with loaded("forks_at_load.py") as worker:
+        assert await ask(worker, b"one") == [b"one"]
+
+
 async def test_big_frames_go_both_ways() -> None:
     body = os.urandom(5 << 20)
     async with loaded("echo.py") as worker:

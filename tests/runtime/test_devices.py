@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import trio
@@ -26,11 +27,12 @@ class Memory:
 
 UUIDS = ["GPU-aaaa-0000", "GPU-aabb-1111", "GPU-cccc-2222"]
 broken = set()
+raised = NVMLError
 reads = 0
 
 def nvmlInit():
     if "init" in broken:
-        raise NVMLError("no driver")
+        raise raised("no driver")
 
 def nvmlDeviceGetCount():
     return len(UUIDS)
@@ -50,7 +52,7 @@ def nvmlDeviceGetUtilizationRates(handle):
     global reads
     reads += 1
     if handle in broken:
-        raise NVMLError("lost")
+        raise raised("lost")
     return Rates
 
 def nvmlDeviceGetMemoryInfo(handle):
@@ -126,6 +128,57 @@ async def test_with_a_package_that_cannot_be_imported(tmp_path: Path, monkeypatc
     devices = NvmlDevices()
     await devices.detect()
     assert devices.count() == 0
+
+
+@pytest.mark.parametrize("kind", [ValueError, AttributeError])
+@pytest.mark.usefixtures("nvml")
+async def test_a_stub_in_its_place_without_gpus(kind: type[Exception]) -> None:
+    broken().add("init")
+    sys.modules["pynvml"].raised = kind  # type: ignore[attr-defined]
+    devices = NvmlDevices()
+    await devices.detect()
+    assert devices.count() == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["raise ValueError('stub')", "", "def nvmlInit(): ...\ndef nvmlDeviceGetCount(): return 'x'\n"]
+)
+async def test_packages_that_are_something_else(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pynvml.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    devices = NvmlDevices()
+    await devices.detect()
+    assert devices.count() == 0
+
+
+async def test_a_module_without_a_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", ModuleType("pynvml"))
+    devices = NvmlDevices()
+    await devices.detect()
+    assert devices.count() == 0
+
+
+@pytest.mark.parametrize("kind", [ValueError, AttributeError, None])
+@pytest.mark.usefixtures("nvml")
+async def test_readings_that_raise_anything(kind: type[Exception] | None, caplog: pytest.LogCaptureFixture) -> None:
+    """The figures are unknown, which is said once and not at each reading.  None: of a module without errors."""
+    devices = NvmlDevices()
+    await devices.detect()
+    nvml = sys.modules["pynvml"]
+    if kind is None:
+        del nvml.nvmlDeviceGetMemoryInfo, nvml.NVMLError
+    else:
+        nvml.raised = kind  # type: ignore[attr-defined]
+        broken().update({0, 1, 2})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(devices.run)
+        with trio.fail_after(10):
+            while nvml.reads < 6:  # noqa: ASYNC110 - two rounds, in another thread
+                await trio.sleep(0.01)
+        assert [devices.usage(number) for number in range(3)] == [USAGE_UNKNOWN] * 3
+        nursery.cancel_scope.cancel()
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
 
 
 @pytest.mark.usefixtures("nvml")

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.fakes import Asked, FakeLauncher, FakeWorker, Script, pool_spec
-from tserve.domain.phases import COMING_UP, Phase
+from tserve.domain.phases import Phase
 from tserve.domain.plan import PoolSpec, WorkerSpec
 from tserve.domain.wire import JobReply
 from tserve.runtime.launcher import Launcher
@@ -88,7 +88,7 @@ async def test_the_first_wish_starts_min_slots(autojump_clock: Clock) -> None:
     launcher = FakeLauncher(Script(load_s=2.0))
     async with pool_on(launcher, pool_spec(2, 5)) as pool:
         assert list(slots(pool)) == [9000, 9001]
-        assert set(slots(pool).values()) <= COMING_UP
+        assert set(slots(pool).values()) <= {Phase.STARTING, Phase.LOADING}
         await up(pool)
         assert trio.current_time() == 2.0
         assert slots(pool) == {9000: Phase.READY, 9001: Phase.READY}
@@ -112,7 +112,7 @@ async def test_scaling_up_keeps_what_is_there(autojump_clock: Clock) -> None:
         await wish(pool, pool_spec(3))
         found = slots(pool)
         assert (list(found), found[9000]) == ([9000, 9001, 9002], Phase.READY)
-        assert {found[9001], found[9002]} <= COMING_UP
+        assert {found[9001], found[9002]} <= {Phase.STARTING, Phase.LOADING}
         await up(pool)
         assert len(launcher.alive) == 3
 

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from tests.services.stack import HANDLERS, Services, jump, running, until
 from tserve.errors import ModelNotFound, ModelVersionNotFound, WorkerInitialization
+from tserve.services.describe import _tail
 
 KEYS = [
     "modelName",
@@ -234,6 +235,22 @@ async def test_a_worker_that_is_down(services: Services, mock_clock: MockClock) 
             "log_tail": "last words of W-9000-noop_1.0\n",
         },
     }
+
+
+@pytest.mark.parametrize(("slots", "shown"), [(1, 64 << 10), (16, 64 << 10), (17, (1 << 20) // 17), (300, 4 << 10)])
+def test_tails_of_many_slots_are_shorter(slots: int, shown: int) -> None:
+    """All of a version together about 1 MiB, but some of each."""
+    assert _tail(slots) == shown
+
+
+async def test_the_tails_that_are_shown(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tserve.services.describe.TAILS", 16)
+    monkeypatch.setattr("tserve.services.describe.LEAST_TAIL", 5)
+    services.mar(handler="broken")
+    await services.register(initial_workers=2)
+    await until(lambda: all("lastFailure" in worker["tserve"] for worker in services.described()["workers"]))
+    tails = [worker["tserve"]["lastFailure"]["log_tail"] for worker in services.described()["workers"]]
+    assert tails == ["last words of W-9000-noop_1.0\n"[-8:]] * 2
 
 
 async def test_a_slot_outlives_its_workers(services: Services, mock_clock: MockClock) -> None:

@@ -18,7 +18,7 @@ from tserve.domain.history import LIFE_S, Event, PastEvent
 from tserve.domain.registry import Registry
 from tserve.domain.versions import Key
 from tserve.errors import InternalServer, ModelNotFound, ModelVersionNotFound
-from tserve.services.history import MOST_WAITING, PRUNED_EVERY_S, TAIL_BYTES, TEXT_BYTES, History
+from tserve.services.history import MOST_WAITING, PAGE_BYTES, PRUNED_EVERY_S, TAIL_BYTES, TEXT_BYTES, History
 from tserve.services.management import ACCEPTED, Progress, Result
 
 KEY = Key("m", "1.0")
@@ -165,6 +165,24 @@ async def test_pages(history: History, store: MemoryStore) -> None:
     assert await page(5) == ([4.0, 3.0, 2.0, 1.0, 0.0], None)
     assert await page(2, version="0") == ([4.0, 2.0], 3)
     assert await page(2, before=1) == ([], None)
+
+
+async def test_a_page_ends_early_where_events_are_large(history: History, store: MemoryStore) -> None:
+    """No event is left out, and none told twice, by those who follow the pages."""
+    large = PAGE_BYTES // 3
+    sizes = [10, large, large, 4 * large, 10, large, large, large, 10]
+    await store.add_events(
+        [
+            Event(float(n), "x", KEY, log_tail="a" * (size // 2), detail={"detail": "b" * (size // 2)})
+            for n, size in enumerate(sizes)
+        ]
+    )
+    pages, before = [], None
+    while not pages or before is not None:
+        page = await history.page("m", None, limit=100, before=before)
+        pages.append([int(past.event.at) for past in page.events])
+        before = page.next_before
+    assert pages == [[8, 7, 6], [5, 4], [3], [2, 1, 0]]
 
 
 async def test_what_is_neither_registered_nor_told_of_is_not_found(services: Services) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from typing import Any
 
 from tserve.child.loader import Model
+from tserve.child.words import say, text_of, traceback_of
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import BatchFailed, Input, JobReply, JobRequest
 
@@ -32,7 +32,6 @@ def answer(model: Model, spec: WorkerSpec, requests: list[JobRequest]) -> list[J
     try:
         outputs = model.entry(rows, context)
     except Exception as e:
-        traceback.print_exc()
         return _failure_of(e)
     if not isinstance(outputs, list):
         return BatchFailed(503, "Invalid model predict output", f"the handler returned {type(outputs).__name__}")
@@ -42,8 +41,8 @@ def answer(model: Model, spec: WorkerSpec, requests: list[JobRequest]) -> list[J
     try:
         return [_reply(context, i, output, spec) for i, output in enumerate(outputs)]
     except Exception as e:  # encoding runs code of the answer's own
-        traceback.print_exc()
-        return BatchFailed(503, "Unsupported model output data type.", _text(e))
+        say(traceback_of(e).rstrip())
+        return BatchFailed(503, "Unsupported model output data type.", text_of(e)[:_DETAIL_LIMIT])
 
 
 def _headers(request: JobRequest) -> dict[str, Any]:
@@ -102,21 +101,16 @@ def _encoded(output: Any) -> bytes:
 
 
 def _failure_of(error: Exception) -> BatchFailed:
-    detail = "".join(traceback.format_exception(error))[-_DETAIL_LIMIT:]
+    detail = traceback_of(error)
+    say(detail.rstrip())
+    detail = detail[-_DETAIL_LIMIT:]
     prediction_error = getattr(sys.modules.get("ts.utils.util"), "PredictionException", None)
     if prediction_error is not None and isinstance(error, prediction_error):
-        code = error.error_code
+        code = getattr(error, "error_code", None)
         if not isinstance(code, int) or not 200 <= code <= 999:
             code = 500  # no status at all
         # 413 is what the front end says of a request; a handler's own becomes 507, as recorded.
-        return BatchFailed(507 if code == 413 else code, str(error.message), detail)
-    if isinstance(error, MemoryError) or "CUDA" in _text(error):
+        return BatchFailed(507 if code == 413 else code, text_of(getattr(error, "message", "")), detail)
+    if isinstance(error, MemoryError) or "CUDA" in text_of(error):
         return BatchFailed(507, "Out of resources", detail)
     return BatchFailed(503, "Prediction failed", detail)
-
-
-def _text(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception:  # a __str__ of the handler's own
-        return ""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tserve.child.files import MANIFEST, ModelFiles, meant
+from tserve.child.words import text_of, traceback_of
 from tserve.domain.plan import WorkerSpec
 
 _DETAIL_LIMIT = 16 << 10
@@ -30,8 +31,9 @@ class LoadFailed(Exception):
     """
 
     def __init__(self, reason: str, detail: str, *, file: str = "", code: int = 500, hopeless: bool = False) -> None:
+        detail = detail[-_DETAIL_LIMIT:]
         super().__init__(detail)
-        self.reason, self.detail, self.file = reason, detail[-_DETAIL_LIMIT:], file
+        self.reason, self.detail, self.file = reason, detail, file
         self.code, self.hopeless = code, hopeless
 
     def report(self) -> dict[str, Any]:
@@ -62,14 +64,15 @@ Rule = Callable[[BaseException, str, ModelFiles], Finding | None]
 def diagnose(error: BaseException, spec: WorkerSpec) -> LoadFailed:
     """What to report of an error that the model's code raised.  The first error of its chain that a rule knows counts.
 
-    Called where it is handled, in the model folder.
+    Called where it is handled, in the model folder.  May raise what code of the error's own does, such as `__class__`.
     """
     files = ModelFiles(spec)
     chain = list(_chain(error))
-    detail = "".join(traceback.format_exception(error))
+    detail = traceback_of(error)
     for each in chain:
+        text = text_of(each)
         for rule in _RULES:
-            finding = rule(each, _text(each), files)
+            finding = rule(each, text, files)
             if finding is not None:
                 file = finding.file or files.place(each) or files.handler_file()
                 detail = f"{detail}{finding.sentence}"
@@ -100,13 +103,6 @@ def _wraps(outer: BaseException, inner: BaseException | None) -> bool:
         return False
     frames = [frame for frame, _ in traceback.walk_tb(outer.__traceback__)]
     return bool(frames) and any(frame is frames[-1] for frame, _ in traceback.walk_tb(inner.__traceback__))
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # a __str__ of the handler's own
-        return ""
 
 
 # -- the process

@@ -9,6 +9,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +18,7 @@ from tserve.domain.plan import WorkerSpec
 MANIFEST = "MAR-INF/MANIFEST.json"
 _SHOWN = 20
 _LONGEST = 4096  # a longer text is no path
+_QUOTES = 500  # of one message
 
 
 class ModelFiles:
@@ -44,14 +46,17 @@ class ModelFiles:
         return MANIFEST if self.has(MANIFEST) and self.named("handler") in ("", self._handler) else ""
 
     def has(self, name: str) -> bool:
-        return bool(name) and (self._root / name).is_file()
+        try:
+            return bool(name) and (self._root / name).is_file()
+        except (OSError, ValueError):  # too long for a name
+            return False
 
     def start_of(self, name: str, size: int = -1) -> bytes:
         """The first `size` bytes, all by default; none of what cannot be read."""
         try:
             with (self._root / name).open("rb") as file:
                 return file.read(size)
-        except OSError:
+        except (OSError, ValueError):
             return b""
 
     def name_of(self, path: object) -> str:
@@ -81,11 +86,12 @@ class ModelFiles:
 
     def quoted_in(self, text: str) -> str:
         """The data file whose name a message, or a line of code, quotes."""
-        names = (self.name_of(quoted) for quoted in re.findall(r"""['"]([^'"\n]+)['"]""", text))
+        found = islice(re.finditer(r"""['"]([^'"\n]+)['"]""", text), _QUOTES)
+        names = (self.name_of(quoted[1]) for quoted in found)
         return next((name for name in names if self._is_data(name)), "")
 
     def _is_data(self, name: str) -> bool:
-        return not name.endswith(".py") and self.has(name)
+        return not name.endswith((".py", ".pyc")) and self.has(name)
 
     def modules(self) -> list[str]:
         """Dotted names of what the folder has to import."""
@@ -116,9 +122,11 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _paths_in(frame: FrameType) -> Iterator[object]:
+def _paths_in(frame: FrameType) -> Iterator[str]:
     for value in list(frame.f_locals.values()):
-        if isinstance(value, (str, Path)):
-            yield value
-        elif isinstance(value, io.IOBase):
-            yield getattr(value, "name", None)
+        try:
+            path = getattr(value, "name", None) if isinstance(value, io.IOBase) else value
+            if isinstance(path, (str, Path)):
+                yield str(path)
+        except BaseException:  # a variable of the model's own may be anything, and its __class__ may raise
+            continue

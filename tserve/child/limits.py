@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tserve.child.loader import LoadFailed
+from tserve.child.diagnosis import LoadFailed
 from tserve.domain.plan import WorkerSpec
 
 # The kernel counts the tasks, threads among them, of the user on the whole host, so that there must be room for others.
@@ -42,7 +42,7 @@ def apply(spec: WorkerSpec) -> None:
 
 
 def _limit(what: int, most: int) -> None:
-    """Both limits, so that the worker cannot raise it again; never above what the process was given itself."""
+    """Both limits, so that only root can raise it again; never above what the process was given itself."""
     _, hard = resource.getrlimit(what)
     if hard != resource.RLIM_INFINITY:
         most = min(most, hard)

@@ -7,15 +7,14 @@ import faulthandler
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
-from tserve.child.diagnosis import LoadFailed as LoadFailed
-from tserve.child.diagnosis import diagnose
+from tserve.child.diagnosis import LoadFailed, diagnose
 from tserve.child.files import MANIFEST, ModelFiles, listed, meant
+from tserve.child.words import say, traceback_of
 from tserve.domain.plan import WorkerSpec
 
 Entry = Callable[[Any, Any], Any]
@@ -30,7 +29,7 @@ class Model:
 
 
 def load(spec: WorkerSpec) -> Model:
-    """Import the handler and let it initialize.  Raises LoadFailed, also for what user code raises and for its exit."""
+    """Import the handler and let it initialize.  Raises LoadFailed, also for whatever user code raises."""
     try:
         if spec.runtime == "LSP":
             detail = "runtime LSP (C++ workers) is not served by tserve"
@@ -40,14 +39,23 @@ def load(spec: WorkerSpec) -> Model:
             context = _context(spec)
             entry = _entry(spec, context)
     except LoadFailed as e:
-        print(e.detail, file=sys.stderr, flush=True)
+        say(e.detail)
         raise
-    except (Exception, SystemExit) as e:  # the child's boundary: the server is told what user code raised, and decides
-        traceback.print_exc()
-        failure = _with_config(diagnose(e, spec), spec)
-        print(failure.detail.rstrip().rpartition("\n")[2], file=sys.stderr, flush=True)
-        raise failure from e
+    except BaseException as e:  # the child's boundary: the server is told what user code raised, and decides
+        raise _failure_of(e, spec) from e
     return Model(entry, context)
+
+
+def _failure_of(error: BaseException, spec: WorkerSpec) -> LoadFailed:
+    """What to report, said in the log as well.  Never raises: to look into an error runs code of the model's own."""
+    detail = traceback_of(error)
+    say(detail.rstrip())
+    try:
+        failure = _with_config(diagnose(error, spec), spec)
+    except BaseException:
+        return LoadFailed("load_error", detail)
+    say(failure.detail.rstrip().rpartition("\n")[2])
+    return failure
 
 
 @contextlib.contextmanager

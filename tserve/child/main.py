@@ -15,10 +15,12 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from tserve.child.batches import answer
+from tserve.child.diagnosis import LoadFailed
 from tserve.child.limits import apply as apply_limits
-from tserve.child.loader import LoadFailed, Model, load
+from tserve.child.loader import Model, load
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import Decoder, Frame, Kind, decode_batch, encode_reply
 
@@ -103,20 +105,27 @@ def _serve(channel: socket.socket) -> None:
     first = next(frames, None)
     if first is None:
         return
-    spec = WorkerSpec(**first.meta)
+    spec, worker = WorkerSpec(**first.meta), os.getpid()
+    report: dict[str, Any] = {"ok": True}
     try:
         apply_limits(spec)
         model = load(spec)
     except LoadFailed as e:
-        channel.sendall(Frame(Kind.LOADED, first.id, e.report()).encode())
+        report = e.report()
+    _leave_unless(worker)
+    channel.sendall(Frame(Kind.LOADED, first.id, report).encode())
+    if report["ok"] is not True:
         sys.exit(1)
-    channel.sendall(Frame(Kind.LOADED, first.id, {"ok": True}).encode())
-    worker = os.getpid()
     for frame in frames:
         reply = _reply(model, spec, frame).encode()
-        if os.getpid() != worker:  # a child that the handler forked came back here: it must neither answer nor read
-            os._exit(0)
+        _leave_unless(worker)
         channel.sendall(reply)
+
+
+def _leave_unless(worker: int) -> None:
+    """A child that the model's code forked may come back from there: it must neither answer nor read."""
+    if os.getpid() != worker:
+        os._exit(0)
 
 
 def _reply(model: Model, spec: WorkerSpec, frame: Frame) -> Frame:

@@ -34,7 +34,6 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 }
 
 LOADED = frozenset({Phase.READY, Phase.BUSY, Phase.DRAINING})  # describe shows READY
-COMING_UP = frozenset({Phase.STARTING, Phase.LOADING, Phase.BACKING_OFF})
 
 
 def check(old: Phase, new: Phase) -> None:

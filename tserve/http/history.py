@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Final
 
 from tserve.domain.history import PastEvent
+from tserve.domain.times import shown_time
 from tserve.errors import BadRequest
 from tserve.http.params import Query
 from tserve.http.render import json_reply
@@ -53,10 +53,9 @@ def _number(query: Query, name: str, allowed: range, meaning: str) -> int | None
 def shown(past: PastEvent) -> dict[str, object]:
     """An event as clients see it: what does not apply is left out, the long tail comes last."""
     event, actor = past.event, past.event.actor
-    at = datetime.fromtimestamp(event.at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     own: dict[str, object] = {
         "number": past.number,
-        "at": at,
+        "at": shown_time(event.at),
         "kind": event.kind,
         "model": event.key.name,
         "version": event.key.version,

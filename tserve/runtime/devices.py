@@ -1,7 +1,8 @@
 """The GPUs of this machine through NVML, the driver's library, by way of the package `pynvml` where it is installed.
 
 NVML may block for as long as the driver likes, so that it is only ever called in one thread of its own.  What others
-read is what was found there last.
+read is what was found there last.  Any module may be in the package's place: whatever it raises, there is no GPU, or no
+figure of it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class NvmlDevices:
         self._handles: list[Any] = []
         self._texts: list[str] = []
         self._read_at = -math.inf
+        self._warned = False
         self._looked = trio.Event()
         self._looking = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
@@ -41,7 +43,7 @@ class NvmlDevices:
         async with self._looking:
             if self._looked.is_set():
                 return
-            if self._most != 0 and self._visible != "" and importlib.util.find_spec("pynvml") is not None:
+            if self._most != 0 and self._visible != "" and _is_installed():
                 self._handles = await trio.to_thread.run_sync(self._find, limiter=self._limiter)
                 _log.info("GPUs to use: %d", len(self._handles))
             self._looked.set()
@@ -68,14 +70,14 @@ class NvmlDevices:
     def _find(self) -> list[Any]:
         try:
             self._nvml = nvml = importlib.import_module("pynvml")
-        except (ImportError, OSError) as e:
-            _log.warning("pynvml cannot be imported, no GPU is used: %s", e)
+        except Exception as e:
+            _log.warning("pynvml cannot be imported, no GPU is used: %r", e)
             return []
         try:
             nvml.nvmlInit()
             handles = _visible_handles(nvml, self._visible)
-        except nvml.NVMLError as e:
-            _log.warning("NVML does not answer, no GPU is used: %s", e)
+        except Exception as e:
+            _log.warning("NVML does not answer, no GPU is used: %r", e)
             return []
         return handles[: self._most]
 
@@ -87,12 +89,23 @@ class NvmlDevices:
         try:
             rates = self._nvml.nvmlDeviceGetUtilizationRates(handle)
             used = self._nvml.nvmlDeviceGetMemoryInfo(handle).used
-        except self._nvml.NVMLError:
+            return (
+                f"gpuId::{number} utilization.gpu::{rates.gpu} % utilization.memory::{rates.memory} % "
+                f"memory.used::{used >> 20} MiB"
+            )
+        except Exception as e:
+            if not self._warned:  # it is read again and again
+                self._warned = True
+                _log.warning("the usage of GPU %d cannot be read, now and perhaps again: %r", number, e)
             return USAGE_UNKNOWN
-        return (
-            f"gpuId::{number} utilization.gpu::{rates.gpu} % utilization.memory::{rates.memory} % "
-            f"memory.used::{used >> 20} MiB"
-        )
+
+
+def _is_installed() -> bool:
+    try:
+        return importlib.util.find_spec("pynvml") is not None
+    except Exception as e:  # of a module that is there without a spec, for one
+        _log.warning("pynvml cannot be looked for, no GPU is used: %r", e)
+        return False
 
 
 def _visible_handles(nvml: ModuleType, visible: str | None) -> list[Any]:
@@ -118,7 +131,7 @@ def _named(nvml: ModuleType, handles: list[Any], entry: str) -> Any:
     if entry.startswith("MIG-"):
         try:
             return nvml.nvmlDeviceGetHandleByUUID(entry)
-        except nvml.NVMLError:
+        except Exception:  # the driver knows none of that name
             return None
     if not entry.startswith("GPU-"):
         return None

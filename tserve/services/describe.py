@@ -7,12 +7,14 @@ Keys and their order are the contract's (spec/management.md section 6); what tse
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from typing import Final
 
 from tserve.domain.devices import USAGE_OF_CPU, Devices, usable
 from tserve.domain.model_config import ModelConfig
 from tserve.domain.phases import LOADED
+from tserve.domain.plan import FULL_TAIL
 from tserve.domain.registry import Registry
+from tserve.domain.times import shown_time
 from tserve.domain.versions import Version
 from tserve.runtime.pool import PoolView
 from tserve.runtime.reconcile import Reconciler
@@ -22,6 +24,8 @@ from tserve.services.health import judge
 from tserve.services.management import Management
 from tserve.settings import Settings
 
+TAILS: Final = 1 << 20  # characters of output that the slots of a version show together
+LEAST_TAIL: Final = 4 << 10  # of one slot all the same
 _NO_CONFIG = ModelConfig()
 
 
@@ -55,6 +59,7 @@ class Describe:
         view = pool.view() if pool is not None else PoolView(capacity=queue_size(archive, self._settings))
         devices = usable(config, self._devices.count())
         sequences = config.sequence_max_idle_ms > 0
+        tail = _tail(len(view.slots))
         described: dict[str, object] = {
             "modelName": version.key.name,
             "modelVersion": version.key.version,
@@ -82,7 +87,7 @@ class Describe:
             "maxNumSequence": config.max_num_sequence if sequences else 0,
             "maxSequenceJobQueueSize": config.max_sequence_job_queue_size if sequences else 0,
             "loadedAtStartup": version.key.name in self._management.startup_names,
-            "workers": [self._worker(slot) for slot in view.slots],
+            "workers": [self._worker(slot, tail) for slot in view.slots],
             "jobQueueStatus": {
                 "remainingCapacity": max(0, view.capacity - view.pending),
                 "pendingRequests": view.pending,
@@ -103,25 +108,30 @@ class Describe:
             "restarts": health.restarts,
         }
 
-    def _worker(self, slot: SlotView) -> dict[str, object]:
+    def _worker(self, slot: SlotView, tail: int) -> dict[str, object]:
         usage = USAGE_OF_CPU if slot.gpu_id is None else self._devices.usage(slot.gpu_id)
         return {
             "id": str(slot.id),
-            "startTime": _timestamp(slot.created_at),
+            "startTime": shown_time(slot.created_at),
             "status": "READY" if slot.phase in LOADED else "UNLOADING",
             "memoryUsage": slot.memory,
             "pid": slot.pid,
             "gpu": slot.gpu_id is not None,
             "gpuUsage": usage,
-            "tserve": _worker_detail(slot),
+            "tserve": _worker_detail(slot, tail),
         }
 
 
-def _worker_detail(slot: SlotView) -> dict[str, object]:
+def _tail(slots: int) -> int:
+    """Characters of output that each of so many slots shows: all of it, unless they are many."""
+    return min(FULL_TAIL, max(LEAST_TAIL, TAILS // max(1, slots)))
+
+
+def _worker_detail(slot: SlotView, tail: int) -> dict[str, object]:
     detail: dict[str, object] = {
         "phase": slot.phase.value,
         "phaseSeconds": round(slot.since_s, 3),
-        "since": _timestamp(time.time() - slot.since_s),
+        "since": shown_time(time.time() - slot.since_s),
         "restarts": slot.restarts,
     }
     if slot.gpu_id is not None:
@@ -129,10 +139,5 @@ def _worker_detail(slot: SlotView) -> dict[str, object]:
     if slot.next_try_in_s is not None:
         detail["nextTrySeconds"] = round(max(0.0, slot.next_try_in_s), 3)
     if slot.failure is not None:
-        detail["lastFailure"] = {**slot.failure.cause(), "at": _timestamp(slot.failure.at)}
+        detail["lastFailure"] = {**slot.failure.cause(tail=tail), "at": shown_time(slot.failure.at)}
     return detail
-
-
-def _timestamp(epoch_s: float) -> str:
-    """As the contract writes times; in UTC, which its `Z` means (section 12, row 23)."""
-    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

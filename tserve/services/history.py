@@ -5,6 +5,7 @@ What is told is as of the last commit: an event shows a moment after it happened
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -26,6 +27,7 @@ from tserve.services.ports import Store
 MOST_WAITING: Final = 1_000  # events; of more than that, while the disk is slow, the oldest are lost
 TAIL_BYTES: Final = 64 * 1024
 TEXT_BYTES: Final = 16 * 1024  # of one text in a detail
+PAGE_BYTES: Final = 2 * 1024 * 1024  # of details and tails, about; nobody else is served while they are rendered
 PRUNED_EVERY_S: Final = 3600.0  # for what grows old while nothing happens
 _log = logging.getLogger("tserve.services")
 
@@ -115,7 +117,7 @@ class History:
     # -- out
 
     async def page(self, name: str, version: str | None, *, limit: int, before: int | None) -> HistoryPage:
-        """At most `limit` events of a model, of one version if it is named, newest first.
+        """At most `limit` events of a model, of one version if it is named, newest first; fewer where they are large.
 
         `before` is the `next_before` of the page in front.  Numbers never change and never come back, so that pages
         neither skip nor repeat an event while others come and go.  Raises ModelNotFound and ModelVersionNotFound for
@@ -124,11 +126,21 @@ class History:
         events = await self._store.events(name, version, before=before, limit=limit + 1)
         if not events and not await self._known(name, version):
             self._registry.find(name, version)
-        more = len(events) > limit
-        return HistoryPage(events[:limit], events[limit - 1].number if more else None)
+        shown = _of_one_page(events[:limit])
+        return HistoryPage(shown, shown[-1].number if len(shown) < len(events) else None)
 
     async def _known(self, name: str, version: str | None) -> bool:
         return bool(await self._store.events(name, version, before=None, limit=1))
+
+
+def _of_one_page(events: list[PastEvent]) -> list[PastEvent]:
+    """As many from the first on as PAGE_BYTES hold, one at least."""
+    size = 0
+    for count, past in enumerate(events):
+        size += len(json.dumps([dict(past.event.detail), past.event.log_tail]))
+        if size > PAGE_BYTES:
+            return events[: max(1, count)]
+    return events
 
 
 def _plain(value: object) -> object:

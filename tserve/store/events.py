@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, true, update
@@ -24,6 +24,7 @@ from tserve.domain.history import (
     Event,
     PastEvent,
 )
+from tserve.domain.times import kept_time
 from tserve.domain.versions import Key
 from tserve.store.documents import write_document
 from tserve.store.tables import ChangeRow, EventRow
@@ -62,7 +63,7 @@ def add(session: Session, events: Sequence[Event], *, change: int | None = None)
 def prune(session: Session, now: float) -> None:
     """Drop the events, and the log tails, beyond what is kept at `now` (epoch s).  Changes stay."""
     execute = session.connection().execute
-    execute(delete(EventRow).where(EventRow.at < timestamp(now - LIFE_S)))
+    execute(delete(EventRow).where(EventRow.at < kept_time(now - LIFE_S)))
     execute(delete(EventRow).where(_beyond(true(), MOST_OF_A_MODEL, MOST_EVENTS)))
     tailed = EventRow.log_tail.is_not(None)
     bare = update(EventRow).where(tailed, _beyond(tailed, MOST_TAILS_OF_A_MODEL, MOST_TAILS))
@@ -92,15 +93,10 @@ def page(session: Session, model: str, version: str | None, *, before: int | Non
     return [_past(row) for row in rows]
 
 
-def timestamp(epoch_s: float) -> str:
-    """As every time is kept; such texts sort in order of time."""
-    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="milliseconds")
-
-
 def _values(event: Event, change: int | None) -> dict[str, object]:
     actor = event.actor
     return {
-        "at": timestamp(event.at),
+        "at": kept_time(event.at),
         "kind": event.kind,
         "model": event.key.name,
         "version": event.key.version,

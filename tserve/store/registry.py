@@ -16,6 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from tserve.domain.actor import Actor
 from tserve.domain.history import Event
 from tserve.domain.registry import Contents
+from tserve.domain.times import kept_time
 from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import Conflict, DefaultVersionInUse, ModelNotFound, ModelVersionNotFound
 from tserve.store import events
@@ -135,7 +136,7 @@ def _keep(session: Session, archive: Archive) -> None:
     """The archive's row; what is known of it is overwritten, since a later release may read more of a manifest."""
     row = session.get(ArchiveRow, archive.digest)
     if row is None:
-        row = ArchiveRow(digest=archive.digest, kept_at=events.timestamp(time.time()))
+        row = ArchiveRow(digest=archive.digest, kept_at=kept_time(time.time()))
         session.add(row)
     row.size = archive.size
     row.manifest = write_manifest(archive.manifest)
@@ -155,7 +156,7 @@ def _record(
     """Write the change's row and its event, and return the number of the change."""
     now = time.time()
     row = ChangeRow(
-        at=events.timestamp(now),
+        at=kept_time(now),
         actor=actor.address,
         request_id=actor.request_id or None,
         kind=kind,
