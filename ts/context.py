@@ -7,6 +7,7 @@ it, and the worker sets `request_ids`, `request_processor` and, where it has one
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 
@@ -87,6 +88,8 @@ class Context:
         self.header_key_sequence_id = os.environ.get("TS_REQUEST_SEQUENCE_ID", "ts_request_sequence_id")
         self.header_key_sequence_start = os.environ.get("TS_REQUEST_SEQUENCE_START", "ts_request_sequence_start")
         self.header_key_sequence_end = os.environ.get("TS_REQUEST_SEQUENCE_END", "ts_request_sequence_end")
+        # Set by the worker: sends a piece of a streamed answer for each request of the batch.
+        self._send_pieces: Callable[[list[Any]], None] | None = None
         # Both names are in use by handlers, so the underscored one is part of the contract too.
         self._request_processor: list[RequestProcessor] | None = None
         if metrics is not None:

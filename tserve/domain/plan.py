@@ -32,6 +32,9 @@ class WorkerSpec:
     limit_max_image_pixels: bool = True
     max_response_size: int = 6553500
     interpreter: str | None = None  # another Python than the server's
+    requirements: str = ""  # file of packages that the worker needs installed, in model_dir; empty for none
+    hidden_env: str = ""  # regular expression over names of environment variables that the worker does not get
+    envelope: str = ""  # of ts.torch_handler.request_envelope, around the handler; empty for none
     gpu_id: int | None = None
     threads: int | None = None  # of OpenMP, MKL and torch; None leaves them alone
     memory_limit: int = 0  # bytes; 0 here and below: no limit
