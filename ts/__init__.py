@@ -1,4 +1,4 @@
-"""What user handlers import: `ts.context`, `ts.torch_handler.base_handler`, `ts.utils.util`.
+"""What user handlers import: `ts.context`, `ts.torch_handler`, `ts.handler_utils`, `ts.metrics`, `ts.utils.util`.
 
 Importing `ts` stays cheap (no torch) and knows nothing of tserve.  `__version__` is the version of the contract
 that handlers were written for, not tserve's own.
@@ -31,10 +31,11 @@ class _MissingModules:
 
 
 def _modules() -> list[str]:
-    """Dotted names of the modules with content, read from the files: importing them could import torch."""
+    """Dotted names of modules and packages, read from the files: importing them could import torch."""
     root = Path(__file__).parent
     files = (file.relative_to(root.parent).with_suffix("") for file in root.rglob("*.py"))
-    return sorted(".".join(file.parts) for file in files if file.name != "__init__")
+    names = (file.parent if file.name == "__init__" else file for file in files)
+    return sorted(".".join(name.parts) for name in names if name.parts[1:] and not name.name.startswith("_"))
 
 
 sys.meta_path.append(_MissingModules())

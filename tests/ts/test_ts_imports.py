@@ -27,7 +27,11 @@ def test_version_is_the_contract_handlers_see() -> None:
 
 def test_torch_and_tserve_stay_out_until_the_handler_asks() -> None:
     done = python(
-        "import sys, ts, ts.version, ts.context, ts.utils.util, ts.torch_handler\n"
+        "import sys, ts, ts.version, ts.context, ts.utils.util, ts.torch_handler, ts.service, ts.launcher\n"
+        "import ts.metrics.metric_cache_yaml_impl, ts.metrics.metrics_store, ts.metrics.process_memory_metric\n"
+        "import ts.handler_utils.timer, ts.handler_utils.micro_batching, ts.handler_utils.utils\n"
+        "import ts.handler_utils.text_utils, ts.handler_utils.hf_batch_streamer, ts.protocol.otf_message_handler\n"
+        "import ts.handler_utils.distributed.deepspeed, ts.handler_utils.distributed.pt_pippy\n"
         "print([name for name in ('torch', 'tserve', 'trio') if name in sys.modules])"
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
@@ -48,8 +52,30 @@ def test_missing_module_is_named_with_what_there_is(name: str) -> None:
         importlib.import_module(name)
     assert caught.value.name == name
     assert f"No module named {name!r}" in str(caught.value)
-    there_is = str(caught.value).partition("are ")[2]
-    assert {"ts.context", "ts.utils.util", "ts.torch_handler.base_handler"} <= set(there_is.rstrip(".").split(", "))
+    there_is = set(str(caught.value).partition("are ")[2].rstrip(".").split(", "))
+    assert {"ts.context", "ts.utils.util", "ts.torch_handler.base_handler", "ts.metrics", "ts.service"} <= there_is
+    assert not [listed for listed in there_is if "._" in listed or listed == "ts"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "missing"),
+    [
+        ("from ts.foo import x", "ts.foo"),
+        ("import ts.torch_handler.foo", "ts.torch_handler.foo"),
+        ("from ts.handler_utils.distributed.foo import x", "ts.handler_utils.distributed.foo"),
+        ("import ts.metrics.system_metrics", "ts.metrics.system_metrics"),
+    ],
+)
+def test_statements_of_handlers_get_the_same_sentence(statement: str, missing: str) -> None:
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"^No module named '{missing}': tserve .* ts\.handler_utils\.timer,"
+    ):
+        exec(statement, {})
+
+
+def test_a_name_that_a_module_lacks_keeps_pythons_own_message() -> None:
+    with pytest.raises(ImportError, match=r"cannot import name 'x' from 'ts\.context'"):
+        exec("from ts.context import x", {})
 
 
 def test_a_deep_import_names_the_first_missing_package() -> None:

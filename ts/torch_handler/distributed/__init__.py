@@ -1,0 +1,1 @@
+"""Handlers of models that several processes compute together."""
