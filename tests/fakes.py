@@ -21,8 +21,9 @@ from tserve.domain.plan import PoolSpec, WorkerSpec
 from tserve.domain.registry import Contents, Registry
 from tserve.domain.versions import Archive, Key, Version
 from tserve.domain.wire import (
-    BatchFailed,
+    STREAM_NEXT,
     Frame,
+    HandlerFailed,
     Input,
     JobReply,
     JobRequest,
@@ -222,7 +223,11 @@ class Script:
     surplus_on_batch: int | None = None  # answers it twice
     off_on_batch: int | None = None  # answers it with another's number
     exit: int = 1  # the exit code of all these deaths
-    answer: BatchFailed | list[JobReply] | None = None  # to every batch; else an echo of each request's first input
+    answer: HandlerFailed | list[JobReply] | None = None  # to every batch; else an echo of each request's first input
+    pieces: int = 0  # that it sends before each answer, `piece_s` apart
+    piece_s: float = 0.0
+    takes_its_time: bool = False  # as many seconds for a batch as its first input says, all at once
+    rounds: int = 0  # a job's answers say that more follows until it has been in so many batches
     hangs_up_idle_s: float = math.inf  # closes its socket, and lives, when it has had no work for so long
     ignores_abort: bool = False
     processes: int = 1
@@ -245,6 +250,7 @@ class FakeWorker:
         self.told: dict[str, Any] = {}  # the spec as it came with the load
         self._owed = 0
         self.batches: list[list[bytes]] = []
+        self._rounds: Counter[str] = Counter()
         self._exit = 0
         self._to_worker, self._inbox = trio.open_memory_channel[Frame](math.inf)
         self._outbox: deque[Frame | WireError] = deque()
@@ -317,7 +323,9 @@ class FakeWorker:
         """From the start of the process to its end."""
         try:
             with self._life:
-                self._exit = await self._work()
+                async with trio.open_nursery() as self._at_once:
+                    self._exit = await self._work()
+                    self._at_once.cancel_scope.cancel()
         finally:
             self.exited.set()
             self._fall_ill()
@@ -335,6 +343,9 @@ class FakeWorker:
             if frame is None:
                 await trio.sleep(self.script.leave_s)
                 return 0
+            if frame.kind is Kind.BATCH and self.script.takes_its_time:
+                self._at_once.start_soon(self._batch, frame)
+                continue
             code = await (self._load(frame) if frame.kind is Kind.LOAD else self._batch(frame))
             if code is not None:
                 return code
@@ -357,25 +368,36 @@ class FakeWorker:
     async def _batch(self, frame: Frame) -> int | None:
         requests = decode_batch(frame)
         self.batches.append([_first_input(request) for request in requests])
-        await trio.sleep(self.script.batch_s)
-        if len(self.batches) == self.script.dies_on_batch:
+        nth, first = len(self.batches), self.batches[-1][0]
+        await trio.sleep(float(first) if self.script.takes_its_time else self.script.batch_s)
+        if nth == self.script.dies_on_batch:
             return self.script.exit
-        if len(self.batches) == self.script.deaf_on_batch:
+        if nth == self.script.deaf_on_batch:
             self.hang_up()
             await trio.sleep_forever()
-        if len(self.batches) == self.script.garbage_on_batch:
+        if nth == self.script.garbage_on_batch:
             self._say(WireError("not a frame"))
             return None
-        echo = [JobReply(200, "", {}, _first_input(request)) for request in requests]
-        for _ in range(2 if len(self.batches) == self.script.surplus_on_batch else 1):
-            number = frame.id - (len(self.batches) == self.script.off_on_batch)
+        for piece in range(self.script.pieces):
+            parts = [JobReply(200, "", {STREAM_NEXT: "true"}, b"%d|" % piece) for _ in requests]
+            self._say(encode_reply(frame.id, parts, kind=Kind.PIECE))
+            await trio.sleep(self.script.piece_s)
+        echo = [JobReply(200, "", self._more(request), _first_input(request)) for request in requests]
+        for _ in range(2 if nth == self.script.surplus_on_batch else 1):
+            number = frame.id - (nth == self.script.off_on_batch)
             self._say(encode_reply(number, echo if self.script.answer is None else self.script.answer))
         return self.script.exit if self.script.dies_after_batch else None
+
+    def _more(self, request: JobRequest) -> dict[str, str]:
+        self._rounds[request.request_id] += 1
+        if not self.script.rounds:
+            return {}
+        return {STREAM_NEXT: "true" if self._rounds[request.request_id] < self.script.rounds else "false"}
 
     def _say(self, frame: Frame | WireError) -> None:
         if isinstance(frame, Frame) and self._owed == 0:
             frame = WireError("a frame that nobody asked for")
-        self._owed -= 1
+        self._owed -= not (isinstance(frame, Frame) and frame.kind is Kind.PIECE)
         self._outbox.append(frame)
         if isinstance(frame, WireError):
             self.ailing.set()
@@ -445,12 +467,13 @@ def pool_spec(fewest: int = 1, most: int | None = None, **settings: Any) -> Pool
 class Asked(Job):
     """A job whose outcomes are kept.  `text` is its only input; `answered` is set with the first outcome."""
 
-    __slots__ = ("answered", "at", "outcomes", "text")
+    __slots__ = ("answered", "at", "outcomes", "pieces", "text")
 
-    def __init__(self, text: str = "", *, asked_version: str | None = None) -> None:
+    def __init__(self, text: str = "", **fields: Any) -> None:
         request = JobRequest(f"id-{text}", {}, (Input("body", "", text.encode()),))
-        super().__init__(request, self._keep, asked_version=asked_version)
+        super().__init__(request, self._keep, on_piece=self._keep_piece, **fields)
         self.text = text
+        self.pieces: list[tuple[float, bytes]] = []
         self.outcomes: list[Outcome] = []
         self.at = math.nan  # the time of the first outcome
         self.answered = trio.Event()
@@ -459,6 +482,9 @@ class Asked(Job):
         self.outcomes.append(outcome)
         self.at = trio.current_time()
         self.answered.set()
+
+    def _keep_piece(self, piece: JobReply) -> None:
+        self.pieces.append((trio.current_time(), piece.body))
 
     @property
     def outcome(self) -> Outcome:

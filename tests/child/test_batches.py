@@ -8,36 +8,49 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from ts.context import Context
+from ts.torch_handler.request_envelope.kserve import KServeEnvelope
 from ts.utils.util import PredictionException
 from tserve.child.batches import answer
 from tserve.child.loader import Model
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import BatchFailed, Input, JobReply, JobRequest, decode_reply, encode_reply
+from tserve.domain.wire import Answers, HandlerFailed, Input, JobReply, JobRequest, Kind, decode_reply, encode_reply
 
 Handler = Callable[[Any, Any], Any]
 SPEC = WorkerSpec("m", ".", "h.py", 8)
 
 
-def run(handler: Handler, *requests: JobRequest, **fields: object) -> list[JobReply] | BatchFailed:
-    """The answer as the server gets it, over the wire."""
+def run(
+    handler: Handler, *requests: JobRequest, pieces: list[Any] | None = None, **fields: object
+) -> Answers | HandlerFailed:
+    """The answer as the server gets it, over the wire; `pieces` takes what came before it."""
     model = Model(handler, Context("m", ".", None, 8, None, "0"))
     spec = WorkerSpec("m", ".", "h.py", 8, **fields)  # type: ignore[arg-type]
-    return decode_reply(encode_reply(0, answer(model, spec, list(requests or [request()]))))
+
+    def send(answers: Answers) -> None:
+        assert pieces is not None, "nothing was to be streamed"
+        pieces.append(decode_reply(encode_reply(0, answers, kind=Kind.PIECE)))
+
+    return decode_reply(encode_reply(0, answer(model, spec, list(requests or [request()]), send)))
 
 
 def request(*inputs: Input, number: str = "id-1", **headers: str) -> JobRequest:
     return JobRequest(number, headers, inputs or (Input("body", "", b""),))
 
 
-def replies(outcome: list[JobReply] | BatchFailed) -> list[JobReply]:
+def unexpected(answers: Answers) -> None:
+    raise AssertionError("nothing was to be streamed")
+
+
+def replies(outcome: Answers | HandlerFailed) -> list[JobReply]:
     assert isinstance(outcome, list), outcome
-    return outcome
+    assert not any(isinstance(part, HandlerFailed) for part in outcome), outcome
+    return cast(list[JobReply], outcome)
 
 
 def seen(value: Input, **fields: object) -> Any:
@@ -181,27 +194,31 @@ def test_nothing_is_left_for_the_next_batch() -> None:
         return [""]
 
     model = Model(handler, Context("m", ".", None, 8, None, "0"))
-    answer(model, SPEC, [request(Input("body", "", b"first"))])
-    assert answer(model, SPEC, [request()]) == [JobReply(200, "", {}, b"")]
+    answer(model, SPEC, [request(Input("body", "", b"first"))], unexpected)
+    assert answer(model, SPEC, [request()], unexpected) == [JobReply(200, "", {}, b"")]
 
 
 def test_an_answer_that_is_too_large_fails_alone() -> None:
-    outcome = replies(run(lambda data, context: ["x" * 11, "x" * 10], request(), request(), max_response_size=10))
-    assert (outcome[1].status, outcome[1].body) == (200, b"x" * 10)
-    assert (outcome[0].status, outcome[0].headers) == (500, {"content-type": "application/json"})
-    assert json.loads(outcome[0].body) == {
-        "code": 500,
-        "type": "InternalServerException",
-        "message": "Response of 11 bytes is larger than max_response_size, 10 bytes.",
-    }
+    outcome = run(lambda data, context: ["x" * 11, "x" * 10], request(), request(), max_response_size=10)
+    assert outcome == [
+        HandlerFailed(500, "Response of 11 bytes is larger than max_response_size, 10 bytes."),
+        JobReply(200, "", {}, b"x" * 10),
+    ]
 
 
 # -- failures
 
 
-def failure(outcome: list[JobReply] | BatchFailed) -> tuple[int, str]:
-    assert isinstance(outcome, BatchFailed)
+def failure(outcome: Answers | HandlerFailed) -> tuple[int, str]:
+    assert isinstance(outcome, HandlerFailed)
     return outcome.code, outcome.message
+
+
+def only_failure(outcome: Answers | HandlerFailed) -> HandlerFailed:
+    assert isinstance(outcome, list)
+    (failed,) = outcome
+    assert isinstance(failed, HandlerFailed)
+    return failed
 
 
 def raising(error: BaseException) -> Handler:
@@ -241,7 +258,7 @@ class Unspeakable(Exception):
 def test_what_a_handler_raises(error: Exception, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run(raising(error), request(), request())
     assert failure(outcome) == (code, message)
-    assert isinstance(outcome, BatchFailed)
+    assert isinstance(outcome, HandlerFailed)
     assert "in handler" in outcome.detail, "the traceback"
     assert "in handler" in capsys.readouterr().err
 
@@ -270,37 +287,36 @@ def test_errors_without_words(error: Exception, code: int, message: str) -> None
 
 def test_what_is_told_of_a_failure_is_bounded() -> None:
     outcome = run(raising(PredictionException("x" * (1 << 20))))
-    assert isinstance(outcome, BatchFailed)
+    assert isinstance(outcome, HandlerFailed)
     assert (outcome.message, len(outcome.detail)) == ("x" * (64 << 10), 16 << 10)
 
     class Verbose(dict[str, object]):
         def items(self) -> Any:
             raise ValueError("y" * (1 << 20))
 
-    outcome = run(lambda data, context: [Verbose(a=1)])
-    assert isinstance(outcome, BatchFailed)
-    assert (outcome.message, len(outcome.detail)) == ("Unsupported model output data type.", 16 << 10)
+    failed = only_failure(run(lambda data, context: [Verbose(a=1)]))
+    assert (failed.message, len(failed.detail)) == ("Unsupported model output data type.", 16 << 10)
 
 
 def test_a_failure_of_a_handler_that_closed_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         monkeypatch.setattr("sys.stderr", log)
     assert failure(run(raising(ValueError("no")))) == (503, "Prediction failed")
-    assert failure(run(lambda data, context: [object()])) == (503, "Unsupported model output data type.")
+    assert only_failure(run(lambda data, context: [object()])).message == "Unsupported model output data type."
 
 
 @pytest.mark.parametrize("output", [None, "text", b"bytes", {"0": 1}, ("a",), torch.zeros(1), iter([1])])
 def test_what_is_no_list(output: object) -> None:
     outcome = run(lambda data, context: output)
     assert failure(outcome) == (503, "Invalid model predict output")
-    assert isinstance(outcome, BatchFailed)
+    assert isinstance(outcome, HandlerFailed)
     assert outcome.detail == f"the handler returned {type(output).__name__}"
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_list_of_the_wrong_length(count: int) -> None:
     outcome = run(lambda data, context: [""] * count, request(), request())
-    assert outcome == BatchFailed(503, "number of batch response mismatched", f"{count} answers for 2 requests")
+    assert outcome == HandlerFailed(503, "number of batch response mismatched", f"{count} answers for 2 requests")
 
 
 def circle() -> list[Any]:
@@ -319,11 +335,107 @@ class Explosive(dict[str, int]):
     [object(), {1, 2}, {"a": b"bytes in a dict"}, circle(), "\ud800", memoryview(b"x"), 1j, Explosive(a=1)],
     ids=lambda value: type(value).__name__,
 )
-def test_what_cannot_be_encoded(output: object) -> None:
+def test_what_cannot_be_encoded_fails_alone(output: object) -> None:
     outcome = run(lambda data, context: ["fine", output], request(), request())
-    assert failure(outcome) == (503, "Unsupported model output data type.")
+    assert isinstance(outcome, list)
+    fine, failed = outcome
+    assert fine == JobReply(200, "", {}, b"fine")
+    assert isinstance(failed, HandlerFailed)
+    assert (failed.code, failed.message) == (503, "Unsupported model output data type.")
+    assert failed.detail
+
+
+def test_a_request_that_an_envelope_cannot_read_fails_alone() -> None:
+    def handle(data: Any, context: Any) -> Any:
+        return data
+
+    good, bad = Input("body", "application/json", b'{"instances": [1]}'), Input("body", "", b"zz")
+    outcome = run(KServeEnvelope(handle).handle, request(good), request(bad), request(good))
+    assert isinstance(outcome, list)
+    first, failed, last = outcome
+    assert isinstance(first, JobReply)
+    assert json.loads(first.body) == {"predictions": [1]}
+    assert first == last
+    assert isinstance(failed, HandlerFailed)
+    assert (failed.code, failed.message) == (503, "Prediction failed")
+    assert "ValueError: the request body is not JSON" in failed.detail
 
 
 def test_an_exit_is_the_end_of_the_process() -> None:
     with pytest.raises(SystemExit):
         run(raising(SystemExit(3)))
+
+
+# -- streams
+
+
+def pieces_of(context: Any, *texts: str) -> None:
+    for text in texts:
+        context._send_pieces([text, f"{text} for two"])
+
+
+def test_pieces_come_before_the_answer() -> None:
+    def handler(data: Any, context: Any) -> Any:
+        context.set_response_content_type(0, "text/plain")
+        pieces_of(context, "one", "two")
+        return ["end", "end"]
+
+    pieces: list[Any] = []
+    outcome = run(handler, request(), request(), pieces=pieces)
+    goes_on = {"content-type": "text/plain", "ts_stream_next": "true"}
+    assert [[part.body for part in piece] for piece in pieces] == [[b"one", b"one for two"], [b"two", b"two for two"]]
+    assert [piece[0].headers for piece in pieces] == [goes_on, goes_on]
+    assert [part.headers for part in replies(outcome)] == [
+        {"content-type": "text/plain", "ts_stream_next": "false"},
+        {"ts_stream_next": "false"},
+    ]
+
+
+@pytest.mark.parametrize("bad", [["one"], ["one", "two", "three"], ["one", object()], ["one", "x" * 200]])
+def test_a_piece_that_cannot_be_sent_is_the_handlers_error(bad: list[Any]) -> None:
+    pieces: list[Any] = []
+
+    def handler(data: Any, context: Any) -> Any:
+        context._send_pieces(bad)
+        return ["end", "end"]
+
+    outcome = run(handler, request(), request(), pieces=pieces, max_response_size=100)
+    assert failure(outcome) == (503, "Prediction failed")
+    assert not pieces
+
+
+def test_nothing_can_be_streamed_once_the_batch_is_answered() -> None:
+    kept: list[Any] = []
+
+    def handler(data: Any, context: Any) -> Any:
+        kept.append(context._send_pieces)
+        return ["end"]
+
+    run(handler)
+    with pytest.raises(RuntimeError, match="answered"):
+        kept[0](["late"])
+
+
+def test_stopping_criteria_say_which_answers_go_on() -> None:
+    """Of a continuous batch: True ends, False goes on, None leaves the header alone (spec/inference.md section 6)."""
+
+    def handler(data: Any, context: Any) -> Any:
+        context.stopping_criteria = [lambda output: True, lambda output: output != "more", lambda output: None]
+        return ["end", "more", "plain"]
+
+    outcome = run(handler, request(), request(), request())
+    assert [part.headers for part in replies(outcome)] == [
+        {"ts_stream_next": "false"},
+        {"ts_stream_next": "true"},
+        {},
+    ]
+
+
+def test_a_coroutine_handler_without_the_switch_says_which() -> None:
+    async def handler(data: Any, context: Any) -> Any:
+        return [""]
+
+    outcome = run(handler)
+    assert failure(outcome) == (503, "Invalid model predict output")
+    assert isinstance(outcome, HandlerFailed)
+    assert "asyncCommunication" in outcome.detail

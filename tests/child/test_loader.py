@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tserve
 from ts.context import RequestProcessor
 from tserve.child.diagnosis import LoadFailed
 from tserve.child.loader import Model
@@ -42,6 +43,13 @@ class Handler:
     def handle(self, data, context):
         return [f"class that saw {self.seen}" for _ in data]
 """
+SHOWS_DATA = """
+seen = []
+
+def handle(data, context):
+    seen.append(data)
+    return None if data is None else [data for _ in data]
+"""
 NET = """
 import torch
 
@@ -49,6 +57,16 @@ class Net(torch.nn.Module):
     def forward(self, x):
         return x.sum(dim=1, keepdim=True)
 """
+
+
+@pytest.fixture
+def forget() -> Iterator[None]:
+    """Modules that are no files of the model are forgotten after the test, too."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name in ("handler", "base_handler") or name.startswith("outside_"):
+            del sys.modules[name]
 
 
 def said(model: Model) -> Any:
@@ -130,7 +148,181 @@ def handle(data, context):
 """
     model = loaded("handler.py", {"handler.py": source, "beside.py": "NAME = 'beside'"})
     folder = str(model_dir)
-    assert said(model) == [folder, folder, f"/inherited{os.pathsep}{folder}", "beside", "beside"]
+    assert said(model) == [folder, folder, pythonpath("/inherited", folder), "beside", "beside"]
+
+
+def pythonpath(*folders: str) -> str:
+    """With the folder of tserve, too, unless that is one of installed packages."""
+    home = Path(tserve.__file__).parents[1]
+    return os.pathsep.join([*folders, *([] if home.name.endswith("-packages") else [str(home)])])
+
+
+def test_what_it_starts_finds_the_modules_for_handlers(loaded: Loader) -> None:
+    source = """
+import subprocess, sys
+
+def handle(data, context):
+    code = "import ts.context; print(ts.context.Context.__name__)"
+    return [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/").stdout.strip()]
+"""
+    assert said(loaded("handler.py", {"handler.py": source})) == ["Context"]
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_variables(loaded: Loader, decode: bool) -> None:
+    source = "import os\nSEEN = dict(os.environ)\n" + FUNCTION
+    loaded("handler.py", {"handler.py": source}, decode_input=decode)
+    seen = sys.modules["handler"].SEEN
+    assert seen["TS_DECODE_INPUT_REQUEST"] == str(decode).lower()
+    assert (seen["TS_IPEX_ENABLE"], seen["TS_IPEX_GPU_ENABLE"]) == ("false", "false")
+
+
+# -- handlers outside the archive
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the server's PYTHONPATH."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(str(folder))  # as an interpreter has it from its start
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder that nobody has heard of."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    return folder
+
+
+def speaks(word: str) -> str:
+    return f"def fn(data, context):\n    return None if data is None else ['{word}' for _ in data]\nhandle = fn\n"
+
+
+@pytest.mark.parametrize("handler", ["outside_a", "outside_a.py", "outside_a:fn", "outside_a.py:fn"])
+def test_a_handler_of_the_pythonpath(loaded: Loader, outside: Path, handler: str, forget: None) -> None:
+    (outside / "outside_a.py").write_text(speaks("outside"))
+    assert said(loaded(handler, {"beside.py": ""})) == ["outside"]
+
+
+def test_a_package_of_the_pythonpath(loaded: Loader, outside: Path, forget: None) -> None:
+    (outside / "outside_b").mkdir()
+    (outside / "outside_b" / "part.py").write_text(speaks("part"))
+    assert said(loaded("outside_b.part:fn")) == ["part"]
+
+
+def test_the_archive_beats_the_pythonpath_which_beats_the_stock_handlers(
+    loaded: Loader, outside: Path, forget: None
+) -> None:
+    (outside / "handler.py").write_text(speaks("outside"))
+    (outside / "base_handler.py").write_text(speaks("outside"))
+    assert said(loaded("handler:fn", {"handler.py": speaks("archive")})) == ["archive"]
+    assert said(loaded("base_handler:fn")) == ["outside"]
+
+
+def test_a_folder_of_the_pythonpath_that_came_late(
+    loaded: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: None
+) -> None:
+    """The interpreter that workers are forked from has looked for it in vain."""
+    late = tmp_path / "late"
+    monkeypatch.setattr(sys, "path", [str(late), *sys.path])
+    with pytest.raises(ModuleNotFoundError):
+        __import__("outside_late")
+    late.mkdir()
+    (late / "outside_late.py").write_text(speaks("late"))
+    assert said(loaded("outside_late:fn")) == ["late"]
+
+
+def test_a_folder_named_with_a_function(loaded: Loader, elsewhere: Path, outside: Path, forget: None) -> None:
+    """It comes first in what the handler's own processes see (section 16.2)."""
+    (elsewhere / "outside_c.py").write_text("import os\nSEEN = os.environ['PYTHONPATH']\n" + speaks("elsewhere"))
+    model = loaded(f"{elsewhere}/outside_c.py:fn")
+    assert said(model) == ["elsewhere"]
+    folder = model.context.system_properties["model_dir"]
+    assert pythonpath(str(elsewhere), str(outside), folder) == sys.modules["outside_c"].SEEN
+    assert sys.path[:2] == [folder, str(elsewhere)]
+
+
+def test_the_archive_beats_a_folder_named_with_a_function(loaded: Loader, elsewhere: Path) -> None:
+    (elsewhere / "handler.py").write_text(speaks("elsewhere"))
+    assert said(loaded(f"{elsewhere}/handler.py:fn", {"handler.py": speaks("archive")})) == ["archive"]
+
+
+def test_a_folder_of_the_archive_named_with_a_function(loaded: Loader) -> None:
+    files = {"part/outside_d.py": "def fn(data, context):\n    return data and [__file__]\n"}
+    model = loaded("part/outside_d.py:fn", files)
+    assert said(model) == [os.path.join(model.context.system_properties["model_dir"], "part", "outside_d.py")]  # noqa: PTH118
+
+
+def test_a_folder_counts_only_with_a_function(loaded: Loader, elsewhere: Path) -> None:
+    (elsewhere / "outside_e.py").write_text(speaks("elsewhere"))
+    failure = refusal(loaded, f"{elsewhere}/outside_e.py", {})
+    assert failure.reason == "handler_not_found"
+    assert f"not in {elsewhere}: a folder counts only where a function is named" in failure.detail
+
+
+def test_it_says_where_it_looked(loaded: Loader, outside: Path) -> None:
+    failure = refusal(loaded, "missing:fn", {"a.py": ""})
+    assert failure.detail == (
+        f"no module 'missing' for handler 'missing:fn', sought in the archive, in PYTHONPATH ({outside}) and in "
+        "ts.torch_handler; the archive has a"
+    )
+
+
+def test_a_handler_elsewhere_with_the_name_of_another_module(loaded: Loader, elsewhere: Path) -> None:
+    (elsewhere / "json.py").write_text(speaks("elsewhere"))
+    failure = refusal(loaded, f"{elsewhere}/json.py:fn", {})
+    assert failure.reason == "handler_not_found"
+    assert failure.detail == (
+        f"{elsewhere}/json.py cannot be imported: there is another module 'json'; rename the handler's"
+    )
+
+
+def test_an_error_in_a_handler_elsewhere_is_named(loaded: Loader, elsewhere: Path) -> None:
+    (elsewhere / "outside_f.py").write_text("import json, no_such_module\n")
+    failure = refusal(loaded, f"{elsewhere}/outside_f.py:fn", {})
+    assert failure.reason == "missing_requirement"
+    assert f"{elsewhere}/outside_f.py" in failure.detail
+
+
+@pytest.mark.parametrize(
+    "handler", ["a\0/b.py:fn", f"/{'x' * 5000}/b.py:fn", f"{'x' * 300}/b.py:fn", "//b:fn", "/b:fn"]
+)
+def test_folders_that_cannot_be(loaded: Loader, handler: str) -> None:
+    assert refusal(loaded, handler, {}).reason == "handler_not_found"
+
+
+# -- envelopes
+
+
+def test_an_envelope_is_around_requests_only(loaded: Loader) -> None:
+    model = loaded("handler.py", {"handler.py": SHOWS_DATA}, envelope="body")
+    assert sys.modules["handler"].seen == [None]
+    model.context.request_processor = [RequestProcessor({})]
+    assert model.entry([{"body": b"one"}], model.context) == [[b"one"]]
+
+
+def test_an_envelope_around_a_class(loaded: Loader) -> None:
+    source = "class Handler:\n    def handle(self, data, context):\n        return [repr(data)]\n"
+    model = loaded("handler.py", {"handler.py": source}, envelope="body")
+    model.context.request_processor = [RequestProcessor({})]
+    assert model.entry([{"body": "one"}], model.context) == ["['one']"]
+
+
+@pytest.mark.parametrize("name", ["json", "kserve", "kservev2"])
+def test_envelopes_by_their_names(loaded: Loader, name: str) -> None:
+    model = loaded("handler.py", {"handler.py": SHOWS_DATA}, envelope=name)
+    assert type(model.entry.__self__).__module__ == f"ts.torch_handler.request_envelope.{name}"
+
+
+@pytest.mark.parametrize("name", ["missing", "base", "rows", "body.py", "..context", "body "])
+def test_no_such_envelope(loaded: Loader, name: str) -> None:
+    failure = refusal(loaded, "handler.py", {"handler.py": FUNCTION}, envelope=name)
+    assert (failure.reason, failure.hopeless) == ("bad_envelope", True)
+    assert failure.detail.startswith(f"there is no service_envelope {name!r}, but body, json, kserve, kservev2")
 
 
 def test_context(loaded: Loader, model_dir: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tserve.domain.model_config import ModelConfig, read_model_config
 
+PIXELS = {"name": "pixels", "datatype": "FP32", "shape": [-1, 784]}
 DROPPED = object()  # the key is ignored, with a warning
 
 
@@ -80,6 +81,18 @@ def test_keys_for_the_handler_are_left_alone() -> None:
         ("deviceIds", "device_ids", [0, "1"], DROPPED),
         ("deviceIds", "device_ids", [True], DROPPED),
         ("deviceIds", "device_ids", 3, DROPPED),
+        ("inputs", "inputs", [], ()),
+        ("inputs", "inputs", [PIXELS], (PIXELS,)),
+        ("outputs", "outputs", [{**PIXELS, "shape": [], "more": 1}], ({**PIXELS, "shape": []},)),
+        ("outputs", "outputs", PIXELS, DROPPED),
+        ("outputs", "outputs", ["pixels"], DROPPED),
+        ("outputs", "outputs", [PIXELS, {"name": "x", "shape": [1]}], DROPPED),
+        ("outputs", "outputs", [{**PIXELS, "name": ""}], DROPPED),
+        ("outputs", "outputs", [{**PIXELS, "name": "x" * 257}], DROPPED),
+        ("outputs", "outputs", [{**PIXELS, "datatype": 32}], DROPPED),
+        ("outputs", "outputs", [{**PIXELS, "shape": [1.5]}], DROPPED),
+        ("outputs", "outputs", [{**PIXELS, "shape": [1] * 65}], DROPPED),
+        ("outputs", "outputs", [PIXELS] * 65, DROPPED),
     ],
 )
 def test_one_key(key: str, field: str, value: object, expected: object) -> None:

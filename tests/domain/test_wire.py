@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tserve.domain.wire import (
     BODY_LIMIT,
     META_LIMIT,
-    BatchFailed,
+    HandlerFailed,
     Decoder,
     Frame,
     Input,
@@ -46,7 +46,7 @@ FRAMES = [
     Frame(Kind.REPLY, 0, {"é": "\ud800"}),
     encode_batch(1, REQUESTS),
     encode_reply(1, REPLIES),
-    encode_reply(1, BatchFailed(503, "Prediction failed", "trace")),
+    encode_reply(1, HandlerFailed(503, "Prediction failed", "trace")),
 ]
 
 text = st.text(max_size=20)
@@ -156,7 +156,7 @@ def test_a_side_may_set_a_lower_limit() -> None:
     "data",
     [
         head(kind=0) + b"{}",
-        head(kind=5) + b"{}",
+        head(kind=6) + b"{}",
         head(kind=255) + b"{}",
         head(meta=0),
         head(meta=1) + b"{",
@@ -207,8 +207,8 @@ def test_batches_round_trip(sent: list[JobRequest]) -> None:
     assert (frame.kind, frame.id, decode_batch(frame)) == (Kind.BATCH, 3, sent)
 
 
-@given(st.lists(replies, max_size=4) | st.builds(BatchFailed, st.integers(100, 999), text, text))
-def test_replies_round_trip(sent: list[JobReply] | BatchFailed) -> None:
+@given(st.lists(replies, max_size=4) | st.builds(HandlerFailed, st.integers(100, 999), text, text))
+def test_replies_round_trip(sent: list[JobReply] | HandlerFailed) -> None:
     (frame,) = decode([encode_reply(3, sent).encode()])
     assert (frame.kind, frame.id, decode_reply(frame)) == (Kind.REPLY, 3, sent)
 
@@ -230,10 +230,12 @@ def reply(*parts: object, body: bytes = b"") -> Frame:
     [
         Frame(Kind.LOADED, 0, {"ok": True}),
         Frame(Kind.LOADED, 0, {"replies": []}),
-        Frame(Kind.LOADED, 0, {"code": 500, "message": "m", "detail": "d"}),
+        Frame(Kind.LOADED, 0, {"failed": [500, "m", "d"]}),
         Frame(Kind.REPLY, 0, {}),
-        Frame(Kind.REPLY, 0, {"code": "x", "message": "m", "detail": ""}),
-        Frame(Kind.REPLY, 0, {"code": float("inf"), "message": "m", "detail": ""}),
+        Frame(Kind.REPLY, 0, {"failed": ["x", "m", ""]}),
+        Frame(Kind.REPLY, 0, {"failed": [float("inf"), "m", ""]}),
+        Frame(Kind.REPLY, 0, {"failed": [500, "m"]}),
+        Frame(Kind.REPLY, 0, {"failed": None}),
         Frame(Kind.REPLY, 0, {"replies": None}),
         Frame(Kind.REPLY, 0, {"replies": 1}),
         reply([200, "", {}]),

@@ -16,7 +16,7 @@ import trio.testing
 
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import (
-    BatchFailed,
+    HandlerFailed,
     Frame,
     Input,
     JobRequest,
@@ -44,7 +44,7 @@ async def load(worker: Worker, handler: str) -> Frame:
 async def ask(worker: Worker, *bodies: bytes) -> list[bytes]:
     await send(worker, *bodies)
     replies = decode_reply(await worker.receive())
-    assert not isinstance(replies, BatchFailed), replies
+    assert not isinstance(replies, HandlerFailed), replies
     return [reply.body for reply in replies]
 
 

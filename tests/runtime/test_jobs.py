@@ -41,7 +41,7 @@ class Collector:
     async def run(self) -> None:
         queue, size = self._take
         with self.scope:
-            self.batch = await queue.take(size, DELAY_S)
+            self.batch = await queue.take(size, DELAY_S, taker=1)
             self.at = trio.current_time()
 
 
@@ -65,10 +65,10 @@ def collect(nursery: trio.Nursery) -> Collect:
 async def test_more_than_a_batch_waits(autojump_clock: trio.testing.MockClock) -> None:
     queue = queue_of(*"abcdefghij")
     start = trio.current_time()
-    assert texts(await queue.take(4, DELAY_S)) == "a b c d"
-    assert texts(await queue.take(4, DELAY_S)) == "e f g h"
+    assert texts(await queue.take(4, DELAY_S, taker=1)) == "a b c d"
+    assert texts(await queue.take(4, DELAY_S, taker=1)) == "e f g h"
     assert trio.current_time() == start
-    assert texts(await queue.take(4, DELAY_S)) == "i j"
+    assert texts(await queue.take(4, DELAY_S, taker=1)) == "i j"
     assert trio.current_time() == start + DELAY_S
 
 
@@ -76,26 +76,26 @@ async def test_size_one_takes_the_next_and_needs_no_clock() -> None:
     """On a clock that stands still, so any delay would hang."""
     queue = queue_of("a", "b")
     with trio.fail_after(5):
-        assert texts(await queue.take(1, 3600)) == "a"
-        assert texts(await queue.take(1, 3600)) == "b"
+        assert texts(await queue.take(1, 3600, taker=1)) == "a"
+        assert texts(await queue.take(1, 3600, taker=1)) == "b"
 
 
 async def test_without_a_delay_there_is_no_clock_either() -> None:
     queue = queue_of("a", "b")
     with trio.fail_after(5):
-        assert texts(await queue.take(8, 0)) == "a b"
+        assert texts(await queue.take(8, 0, taker=1)) == "a b"
 
 
 async def test_fewer_than_a_batch_leave_after_exactly_the_delay(autojump_clock: trio.testing.MockClock) -> None:
     queue = queue_of(*"abcde")
     start = trio.current_time()
-    assert texts(await queue.take(8, DELAY_S)) == "a b c d e"
+    assert texts(await queue.take(8, DELAY_S, taker=1)) == "a b c d e"
     assert trio.current_time() == start + DELAY_S
 
 
 async def test_no_job_is_waited_for_without_limit(autojump_clock: trio.testing.MockClock) -> None:
     with trio.move_on_after(1e9) as scope:
-        await queue_of().take(8, DELAY_S)
+        await queue_of().take(8, DELAY_S, taker=1)
     assert scope.cancelled_caught
 
 
@@ -210,7 +210,7 @@ async def test_a_full_queue_refuses() -> None:
     with pytest.raises(QueueFull):
         queue.put(Asked("c"))
     assert len(queue) == 2
-    await queue.take(1, 0)
+    await queue.take(1, 0, taker=1)
     queue.put(Asked("c"))
     assert texts(queue.clear()) == "b c"
 
@@ -269,7 +269,7 @@ async def test_clear_takes_all_and_leaves_it_usable() -> None:
     assert queue.empty
     assert queue.clear() == []
     queue.put(Asked("c"))
-    assert texts(await queue.take(1, 0)) == "c"
+    assert texts(await queue.take(1, 0, taker=1)) == "c"
 
 
 # -- closing
@@ -281,9 +281,9 @@ async def test_a_closed_queue_serves_out_and_then_gives_empty_batches(autojump_c
     with pytest.raises(QueueClosed):
         queue.put(Asked("d"))
     start = trio.current_time()
-    assert texts(await queue.take(2, DELAY_S)) == "a b"
-    assert texts(await queue.take(2, DELAY_S)) == "c"
-    assert await queue.take(2, DELAY_S) == []
+    assert texts(await queue.take(2, DELAY_S, taker=1)) == "a b"
+    assert texts(await queue.take(2, DELAY_S, taker=1)) == "c"
+    assert await queue.take(2, DELAY_S, taker=1) == []
     assert trio.current_time() == start, "nothing more can come: no delay"
 
 
@@ -338,7 +338,7 @@ async def test_discard_of_a_job_in_a_workers_hand_drops_its_outcome() -> None:
     queue = JobQueue(1)
     job = Asked("a")
     queue.put(job)
-    (taken,) = await queue.take(1, 0)
+    (taken,) = await queue.take(1, 0, taker=1)
     queue.discard(job)
     taken.finish(REPLY)
     assert job.outcomes == []

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.fakes import Asked, FakeLauncher, Script, pool_spec
 from tserve.domain.phases import Phase
 from tserve.domain.plan import PoolSpec
-from tserve.domain.wire import BatchFailed, JobReply
+from tserve.domain.wire import HandlerFailed, JobReply
 from tserve.errors import InternalServer
 from tserve.runtime.pool import NoCapacity, Pool
 
@@ -50,7 +50,7 @@ scripts = st.sampled_from(
         Script(dies_idle_s=2.0),
         Script(start_error="none left"),
         Script(answer=[]),
-        Script(answer=BatchFailed(503, "Prediction failed")),
+        Script(answer=HandlerFailed(503, "Prediction failed")),
     ]
 )
 drains = st.sampled_from([0.0, 0.5, 5.0, math.inf])

@@ -16,7 +16,7 @@ from tests.fakes import Asked, FakeLauncher, FakeWorker, Script, pool_spec
 from tserve.domain.events import WorkerEvent
 from tserve.domain.phases import Phase
 from tserve.domain.plan import SETTLED_S, Failure, Intensity, PoolSpec, WorkerSpec
-from tserve.domain.wire import BatchFailed, JobReply
+from tserve.domain.wire import HandlerFailed, JobReply
 from tserve.runtime.autopsy import ABORT_GRACE_S, EXIT_GRACE_S
 from tserve.runtime.jobs import JobQueue
 from tserve.runtime.launcher import Launcher
@@ -484,7 +484,7 @@ async def test_a_reply_that_makes_no_sense(autojump_clock: Clock, script: Script
 
 
 async def test_a_handlers_failure_is_no_workers(autojump_clock: Clock) -> None:
-    launcher = FakeLauncher(Script(answer=BatchFailed(503, "Prediction failed", "Traceback …")))
+    launcher = FakeLauncher(Script(answer=HandlerFailed(503, "Prediction failed", "Traceback …")))
     async with slot_on(launcher, batch_size=2) as bench:
         jobs = [bench.ask("a"), bench.ask("b")]
         await answered(*jobs)

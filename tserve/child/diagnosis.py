@@ -213,8 +213,10 @@ def _about_requirements(module: str, files: ModelFiles) -> str:
         return ""
     lines = files.start_of(name, 1 << 20).decode("utf-8", "replace").splitlines()
     packages = {re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0].lower().replace("-", "_") for line in lines}
-    verb = "lists it but is" if module.lower() in packages else "is"
-    return f"; {name} {verb} not installed, since install_py_dep_per_model is off"
+    lists_it = module.lower().replace("-", "_") in packages
+    if files.installed:
+        return f"; {name} {'lists it and' if lists_it else 'does not list it, and'} is installed"
+    return f"; {name} {'lists it but is' if lists_it else 'is'} not installed, since install_py_dep_per_model is off"
 
 
 # -- the files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import linecache
@@ -21,6 +22,13 @@ _LONGEST = 4096  # a longer text is no path
 _QUOTES = 500  # of one message
 
 
+def handler_folder(spec: WorkerSpec) -> list[str]:
+    """The folder that a handler with a function names beside its module, absolute; none, or this one."""
+    path, function, _ = spec.handler.partition(":")
+    folder, slash, _ = path.rpartition("/")
+    return [os.path.normpath(Path(spec.model_dir, folder or slash))] if function and slash and "\0" not in path else []
+
+
 class ModelFiles:
     """Names are relative to the model folder; an empty one means none."""
 
@@ -30,6 +38,8 @@ class ModelFiles:
         model = (spec.manifest or {}).get("model")
         self._manifest = model if isinstance(model, dict) else {}
         self._handler = spec.handler
+        self._handler_folder = handler_folder(spec)
+        self.installed = spec.requirements  # the file whose packages the worker has
 
     def named(self, key: str) -> str:
         """What the manifest says of the model: `handler`, `modelFile`, `serializedFile` …"""
@@ -38,8 +48,19 @@ class ModelFiles:
 
     def handler_file(self) -> str:
         """The handler's file, when the archive has it."""
+        folders = [str(self._root), *filter(self.name_of, self._handler_folder)]
+        return next((self.name_of(path) for path in self._handlers_in(folders) if self.has(self.name_of(path))), "")
+
+    def handler_outside(self) -> str:
+        """The path of the handler's file in the folder that the handler names, when that has it."""
+        with contextlib.suppress(OSError):  # too long for a name
+            return next((str(path) for path in self._handlers_in(self._handler_folder) if path.is_file()), "")
+        return ""
+
+    def _handlers_in(self, folders: Iterable[str]) -> Iterator[Path]:
         stem = self._handler.partition(":")[0].rsplit("/", 1)[-1].removesuffix(".py").replace(".", "/")
-        return next((name for name in (f"{stem}.py", f"{stem}/__init__.py") if self.has(name)), "")
+        for folder in folders:
+            yield from (Path(folder, f"{stem}.py"), Path(folder, stem, "__init__.py"))
 
     def namer_of_handler(self) -> str:
         """The manifest, unless it was the call or the configuration that named the handler."""

@@ -14,15 +14,20 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from tserve.child.batches import answer
 from tserve.child.diagnosis import LoadFailed
 from tserve.child.limits import apply as apply_limits
 from tserve.child.loader import Model, load
+from tserve.child.surroundings import Surroundings
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import Decoder, Frame, Kind, decode_batch, encode_reply
+from tserve.domain.wire import Answers, Decoder, Frame, Kind, decode_batch, encode_reply
+
+if TYPE_CHECKING:
+    from tserve.child.coroutines import Coroutines
 
 _PR_SET_PDEATHSIG = 1
 _CHUNK = 1 << 18
@@ -53,8 +58,9 @@ def outlived_by(server: int, number: int) -> bool:
 
 def line_buffered() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # A worker that is killed must not take its last words with it in a block buffer.
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+        # A worker that is killed must not take its last words with it in a block buffer.  Whole lines at a time, though:
+        # with PYTHONUNBUFFERED the parts of one print go out singly, and another thread's metric amid them.
+        stream.reconfigure(line_buffering=True, write_through=False, errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def work(channel: socket.socket, end: End) -> None:
@@ -106,30 +112,50 @@ def _serve(channel: socket.socket) -> None:
     if first is None:
         return
     spec, worker = WorkerSpec(**first.meta), os.getpid()
-    report: dict[str, Any] = {"ok": True}
+    sending = threading.Lock()  # a piece may come from a thread of the handler's
+
+    def send(frame: Frame) -> None:
+        data = frame.encode()
+        _leave_unless(worker)
+        with sending:
+            channel.sendall(data)
+
+    coroutines = _coroutines(spec, send)
     try:
         apply_limits(spec)
-        model = load(spec)
+        model = coroutines.load() if coroutines is not None else load(spec)
     except LoadFailed as e:
-        report = e.report()
-    _leave_unless(worker)
-    channel.sendall(Frame(Kind.LOADED, first.id, report).encode())
-    if report["ok"] is not True:
+        send(Frame(Kind.LOADED, first.id, e.report()))
         sys.exit(1)
+    send(Frame(Kind.LOADED, first.id, {"ok": True}))
+    if coroutines is not None:
+        coroutines.serve(model, frames)
+        return
+    surroundings = Surroundings()
     for frame in frames:
-        reply = _reply(model, spec, frame).encode()
-        _leave_unless(worker)
-        channel.sendall(reply)
+        send(_reply(model, spec, frame, send))
+        surroundings.restore()
+
+
+def _coroutines(spec: WorkerSpec, send: Callable[[Frame], None]) -> Coroutines | None:
+    if not spec.asynchronous:
+        return None
+    from tserve.child.coroutines import Coroutines  # asyncio is not everybody's
+
+    return Coroutines(spec, send)
+
+
+def _reply(model: Model, spec: WorkerSpec, frame: Frame, send: Callable[[Frame], None]) -> Frame:
+    def send_pieces(pieces: Answers) -> None:
+        send(encode_reply(frame.id, pieces, kind=Kind.PIECE))
+
+    return encode_reply(frame.id, answer(model, spec, decode_batch(frame), send_pieces))
 
 
 def _leave_unless(worker: int) -> None:
     """A child that the model's code forked may come back from there: it must neither answer nor read."""
     if os.getpid() != worker:
         os._exit(0)
-
-
-def _reply(model: Model, spec: WorkerSpec, frame: Frame) -> Frame:
-    return encode_reply(frame.id, answer(model, spec, decode_batch(frame)))
 
 
 def _frames(channel: socket.socket) -> Iterator[Frame]:

@@ -40,6 +40,7 @@ _IMPORTED = (
     "torch",
     "yaml",
     "ts.context",
+    "ts.metrics.metric_cache_yaml_impl",
     "ts.torch_handler.base_handler",
     "ts.utils.util",
 )
@@ -162,23 +163,26 @@ class _Zygote:
                 os.killpg(group, signal.SIGKILL)
 
     def _fork(self, channel: int, output: int) -> Forked | None:
-        if _threads() != 1:
-            self.say({"unfit": f"it has {_threads()} threads"})
-            return None
         try:
-            pid = _fork_twice()
-            if pid == 0:
+            if (threads := _threads()) != 1:
+                self.say({"unfit": f"it has {threads} threads"})
+            elif self._fork_worker() == 0:
                 return Forked(channel, output)
-            self._groups.add(pid)
-            pidfd = os.pidfd_open(pid)
         except OSError as e:
             self.say({"error": str(e)})
-        else:
-            self.say({"pid": pid}, pidfd)
-            os.close(pidfd)
         os.close(channel)
         os.close(output)
         return None
+
+    def _fork_worker(self) -> int:
+        """Tell the server of a new worker; 0 in that.  Raises OSError."""
+        pid = _fork_twice()
+        if pid != 0:
+            self._groups.add(pid)
+            pidfd = os.pidfd_open(pid)
+            self.say({"pid": pid}, pidfd)
+            os.close(pidfd)
+        return pid
 
 
 def _threads() -> int:

@@ -31,19 +31,6 @@ class Devices(Protocol):
         ...
 
 
-class NoGpus:
-    """A machine with processors only."""
-
-    async def detect(self) -> None:
-        pass
-
-    def count(self) -> int:
-        return 0
-
-    def usage(self, gpu_id: int) -> str:
-        return USAGE_UNKNOWN
-
-
 @dataclass(frozen=True, slots=True)
 class Usable:
     """What a version may use: `gpus` of them, 0 for the processor; of these only `ids`, when they are given.

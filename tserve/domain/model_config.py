@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Durations keep upstream's unit, which the field's suffix names.  0 means unset where a default exists."""
+    """Durations keep upstream's unit, which the field's suffix names.  0 means unset where a default exists.
+
+    `inputs` and `outputs` are objects of name, datatype and shape, as the metadata of the Open Inference Protocol
+    shows them.
+    """
 
     min_workers: int = 0
     max_workers: int = 0
@@ -32,6 +36,8 @@ class ModelConfig:
     sequence_timeout_ms: int = 0
     max_sequence_job_queue_size: int = 1
     max_num_sequence: int = 1
+    inputs: tuple[Mapping[str, object], ...] = ()
+    outputs: tuple[Mapping[str, object], ...] = ()
     # Upstream's default of 120 s counts as given as soon as a yaml exists; tserve lets a parameter of the call
     # win over a value that nobody wrote (DESIGN.md section 9), so it must know which were written.
     given: frozenset[str] = frozenset()
@@ -62,6 +68,9 @@ _FLAGS = {
     "asyncCommunication": "async_communication",
 }
 _INT32 = range(-(2**31), 2**31)
+TENSORS = ("inputs", "outputs")
+MOST_TENSORS = 64  # of a model, and axes of a tensor
+_MOST_NAME = 256
 
 
 def read_model_config(yaml: Mapping[str, object]) -> tuple[ModelConfig, list[str]]:
@@ -86,6 +95,7 @@ def read_model_config(yaml: Mapping[str, object]) -> tuple[ModelConfig, list[str
         elif key in yaml:
             warnings.append(f"{key}: {yaml[key]!r} is not true or false; key ignored")
     _read_devices(yaml, fields, warnings)
+    _read_tensors(yaml, fields, warnings)
     return ModelConfig(**fields, given=frozenset(fields)), warnings  # type: ignore[arg-type]
 
 
@@ -107,3 +117,25 @@ def _read_devices(yaml: Mapping[str, object], fields: dict[str, object], warning
     level = torchrun.get("nproc-per-node", 1) if isinstance(torchrun, Mapping) else yaml.get("parallelLevel")
     if "parallel_type" in fields and type(level) is int and level > 0:
         fields["parallel_level"] = level
+
+
+def _read_tensors(yaml: Mapping[str, object], fields: dict[str, object], warnings: list[str]) -> None:
+    """tserve's own keys; a handler may have had others of these names, which then are no tensors."""
+    for key in TENSORS:
+        value = yaml.get(key)
+        if isinstance(value, list) and len(value) <= MOST_TENSORS and all(_is_tensor(each) for each in value):
+            fields[key] = tuple({part: each[part] for part in ("name", "datatype", "shape")} for each in value)
+        elif key in yaml:
+            warnings.append(f"{key}: not a list of name, datatype and shape; not shown in the model's metadata")
+
+
+def _is_tensor(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    texts, shape = (value.get("name"), value.get("datatype")), value.get("shape")
+    return (
+        all(isinstance(text, str) and 0 < len(text) <= _MOST_NAME for text in texts)
+        and isinstance(shape, list)
+        and len(shape) <= MOST_TENSORS
+        and all(type(size) is int and size in _INT32 for size in shape)
+    )

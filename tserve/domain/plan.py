@@ -5,6 +5,7 @@ Rules: spec/management.md sections 4.1 (scaling) and 5.4 (retries), DESIGN.md se
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,20 @@ from tserve.domain.versions import Key
 
 FULL_TAIL = 64 << 10
 MOST_WORKERS = 1024  # of one version; more is a slip of the keyboard, and would end the host
+
+
+# Names of the headers with a sequence's id, start and end (spec/inference.md section 1.2).
+SEQUENCE_HEADERS = ("ts_request_sequence_id", "ts_request_sequence_start", "ts_request_sequence_end")
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLimits:
+    """How many sequences may live at once, how many requests of one may wait, and when one ends by itself (seconds)."""
+
+    most: int
+    most_waiting: int
+    max_idle_s: float
+    timeout_s: float  # from its first request; inf for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +46,8 @@ class WorkerSpec:
     decode_input: bool = True
     limit_max_image_pixels: bool = True
     max_response_size: int = 6553500
+    asynchronous: bool = False  # the handler is a coroutine; many batches may be in its hand at once
+    sequence_headers: Sequence[str] = SEQUENCE_HEADERS
     interpreter: str | None = None  # another Python than the server's
     requirements: str = ""  # file of packages that the worker needs installed, in model_dir; empty for none
     hidden_env: str = ""  # regular expression over names of environment variables that the worker does not get
@@ -57,11 +74,20 @@ class PoolSpec:
     startup_timeout_s: float = 120.0
     retry_window_s: float = 300.0
     queue_size: int = 100
+    client_timeout_s: float = math.inf  # until an answer must have begun
+    job_ticket: bool = False  # take a request only when a worker is free for it
+    continuous: bool = False  # requests join and leave the batch between two calls of the handler
+    sequences: SequenceLimits | None = None  # requests of one sequence go to one worker, in order
     gpus: int = 0  # devices it may use; 0 is the processor
     device_ids: tuple[int, ...] | None = None  # of these only those
     parallel_level: int = 0  # devices that one worker takes; 0 here: one
     most_restarts: int = 0  # of all workers within `restart_period_s`; 0: no limit
     restart_period_s: float = 60.0
+
+    @property
+    def most_in_batch(self) -> int:
+        """Jobs that one call of the handler gets at most (spec/inference.md section 9.3, the last but two)."""
+        return max(1, self.batch_size) * (2 if self.continuous and self.sequences is not None else 1)
 
     @property
     def wanted(self) -> range:

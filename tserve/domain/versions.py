@@ -33,6 +33,7 @@ class Manifest:
     config_file: str | None = None
     requirements_file: str | None = None
     raw: Mapping[str, object] | None = None
+    envelope: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,20 @@ BODY_LIMIT = 4 << 30
 CONTROL_BYTES = 4096  # of the longest message between the server and the zygote
 
 
+STREAM_NEXT = "ts_stream_next"  # response header: "true" says that more follows (spec/inference.md section 6)
+
+
 class Kind(IntEnum):
-    """LOAD and BATCH go to the worker; LOADED and REPLY come back."""
+    """LOAD and BATCH go to the worker; LOADED and REPLY come back, each to one of them.
+
+    Any number of PIECEs, parts of a streamed answer, may come before the REPLY of a batch.
+    """
 
     LOAD = 1
     LOADED = 2
     BATCH = 3
     REPLY = 4
+    PIECE = 5
 
 
 class WireError(Exception):
@@ -120,12 +127,15 @@ class JobReply:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchFailed:
-    """The handler failed the whole batch: `code` and `message` as spec/inference.md section 4.2 lists them."""
+class HandlerFailed:
+    """The handler failed a request, or a whole batch: `code` and `message` are those of spec/inference.md section 4.2."""
 
     code: int
     message: str
     detail: str = ""
+
+
+Answers = list[JobReply | HandlerFailed]
 
 
 def encode_batch(number: int, requests: list[JobRequest]) -> Frame:
@@ -144,29 +154,47 @@ def decode_batch(frame: Frame) -> list[JobRequest]:
     return requests
 
 
-def encode_reply(number: int, outcome: list[JobReply] | BatchFailed) -> Frame:
-    if isinstance(outcome, BatchFailed):
-        meta = {"code": outcome.code, "message": outcome.message, "detail": outcome.detail}
-        return Frame(Kind.REPLY, number, meta)
-    parts = [[r.status, r.phrase, r.headers, len(r.body)] for r in outcome]
-    return Frame(Kind.REPLY, number, {"replies": parts}, b"".join(r.body for r in outcome))
+def encode_reply(number: int, answers: Answers | HandlerFailed, *, kind: Kind = Kind.REPLY) -> Frame:
+    """`answers` in the order of the batch's requests, or the one failure that all of them share."""
+    if isinstance(answers, HandlerFailed):
+        return Frame(kind, number, {"failed": _failed(answers)})
+    parts = [
+        _failed(a) if isinstance(a, HandlerFailed) else [a.status, a.phrase, a.headers, len(a.body)] for a in answers
+    ]
+    return Frame(kind, number, {"replies": parts}, b"".join(a.body for a in answers if isinstance(a, JobReply)))
 
 
-def decode_reply(frame: Frame) -> list[JobReply] | BatchFailed:
-    """Raises WireError when the frame is not a reply or its sizes do not add up."""
-    if frame.kind is not Kind.REPLY:
+def _failed(failed: HandlerFailed) -> list[object]:
+    return [failed.code, failed.message, failed.detail]
+
+
+def decode_reply(frame: Frame) -> Answers | HandlerFailed:
+    """Raises WireError when the frame is neither a reply nor a piece, or its sizes do not add up."""
+    if frame.kind not in (Kind.REPLY, Kind.PIECE):
         raise WireError(f"expected a reply, got {frame.kind.name}")
     try:
         if "replies" not in frame.meta:
-            return BatchFailed(int(frame.meta["code"]), str(frame.meta["message"]), str(frame.meta["detail"]))
-        replies, at = [], 0
-        for status, phrase, headers, size in frame.meta["replies"]:
+            return _read_failed(frame.meta["failed"])
+        answers: Answers = []
+        at = 0
+        for part in frame.meta["replies"]:
+            if len(part) == 3:
+                answers.append(_read_failed(part))
+                continue
+            status, phrase, headers, size = part
             if size < 0:
                 raise WireError("reply sizes do not add up")
-            replies.append(JobReply(int(status), str(phrase), dict(headers), frame.body[at : at + size]))
+            answers.append(JobReply(int(status), str(phrase), dict(headers), frame.body[at : at + size]))
             at += size
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise WireError(f"not a reply: {e!r}") from e
     if at != len(frame.body):
         raise WireError("reply sizes do not add up")
-    return replies
+    return answers
+
+
+def _read_failed(part: list[object]) -> HandlerFailed:
+    code, message, detail = part
+    if type(code) is not int or not isinstance(message, str) or not isinstance(detail, str):
+        raise TypeError("a failure is a status and two texts")
+    return HandlerFailed(code, message, detail)

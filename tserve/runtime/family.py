@@ -89,12 +89,7 @@ class Family:
     @staticmethod
     def members(group: int) -> list[int]:
         """Adopted processes of a worker's group, dead ones included, the leader left out."""
-        found = []
-        for pid in children_of(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                if pid != group and os.getpgid(pid) == group:
-                    found.append(pid)
-        return found
+        return [pid for pid in _children(lambda pid: os.getpgid(pid) == group) if pid != group]
 
     # -- orphans
 
@@ -106,12 +101,7 @@ class Family:
         if self._unnamed:
             return []
         session = os.getsid(0)
-        found = []
-        for pid in children_of(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                if pid not in self.groups and os.getsid(pid) != session:
-                    found.append(pid)
-        return found
+        return [pid for pid in _children(lambda pid: os.getsid(pid) != session) if pid not in self.groups]
 
     def reap(self) -> None:
         """Let those orphans go that have ended."""
@@ -145,3 +135,13 @@ class Family:
                         os.kill(pid, signal.SIGKILL)
                 self.reap()
                 await trio.sleep(0.002)
+
+
+def _children(condition: Callable[[int], bool]) -> list[int]:
+    """This process's children of which it is true; one may be gone before it is asked about."""
+    found = []
+    for pid in children_of(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            if condition(pid):
+                found.append(pid)
+    return found

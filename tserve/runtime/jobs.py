@@ -5,8 +5,10 @@ A job is in exactly one place: in the queue, in a worker's hand, or done.  Only 
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 
 import trio
 
@@ -24,23 +26,61 @@ class QueueClosed(Exception):
     """The version takes no new work."""
 
 
+class Purpose(Enum):
+    """What a job asks of the handler.  Those of one batch ask the same: handlers look at its first request only."""
+
+    PREDICT = "predict"
+    EXPLAIN = "explain"
+    DESCRIBE = "describe"  # always alone in its batch
+
+
 class Job:
     """One request on its way: `on_done` is called once, with a reply or the error that its client gets.
 
-    `asked_version` is the version that the client named, for the sentence that refuses it; `returned` says that a
-    worker died before it had the job in full.
+    `on_piece` is called before that with each part of a streamed answer.  `asked_version` is the version that the
+    client named, for the sentence that refuses it; `begun` says that a worker has it, `returned` that one died
+    before it had it in full.  `sequence` is the id of the sequence it belongs to, `ends_sequence` that it is its last.
     """
 
-    __slots__ = ("_on_done", "asked_version", "done", "request", "returned")
+    __slots__ = (
+        "_on_done",
+        "_on_piece",
+        "asked_version",
+        "begun",
+        "done",
+        "ends_sequence",
+        "purpose",
+        "request",
+        "returned",
+        "sequence",
+    )
 
     def __init__(
-        self, request: JobRequest, on_done: Callable[[Outcome], None], *, asked_version: str | None = None
+        self,
+        request: JobRequest,
+        on_done: Callable[[Outcome], None],
+        *,
+        on_piece: Callable[[JobReply], None] | None = None,
+        asked_version: str | None = None,
+        purpose: Purpose = Purpose.PREDICT,
+        sequence: str = "",
+        ends_sequence: bool = False,
     ) -> None:
         self.request = request
         self.asked_version = asked_version
+        self.purpose = purpose
+        self.sequence = sequence
+        self.ends_sequence = ends_sequence
         self.done = False
+        self.begun = False
         self.returned = False
         self._on_done = on_done
+        self._on_piece = on_piece
+
+    def pass_on(self, piece: JobReply) -> None:
+        """Deliver a part of the answer, unless the job is done."""
+        if not self.done and self._on_piece is not None:
+            self._on_piece(piece)
 
     def finish(self, outcome: Outcome) -> None:
         """Deliver the outcome; the first one counts, later ones are dropped."""
@@ -69,8 +109,13 @@ class JobQueue:
         return max(0, len(self._jobs) - self._forming)
 
     @property
+    def held(self) -> int:
+        """All jobs in here."""
+        return len(self._jobs)
+
+    @property
     def empty(self) -> bool:
-        return not self._jobs
+        return not self.held
 
     def put(self, job: Job) -> None:
         """Raises QueueClosed, QueueFull."""
@@ -109,8 +154,8 @@ class JobQueue:
         self._jobs.clear()
         return jobs
 
-    async def take(self, size: int, delay_s: float) -> list[Job]:
-        """The next batch: waits for a first job without limit, then at most `delay_s` for `size` of them.
+    async def take(self, size: int, delay_s: float, *, taker: int) -> list[Job]:
+        """The next batch for a slot: waits for a first job without limit, then at most `delay_s` for `size` of them.
 
         Empty only when the queue is closed and has run out.  Jobs stay in the queue until the batch is complete,
         so a cancelled collector loses none.
@@ -123,10 +168,38 @@ class JobQueue:
                         await self._changed.park()
                     if size > 1 and delay_s > 0:
                         with trio.move_on_after(delay_s):
-                            while len(self._jobs) < size and not self._closed:
+                            while not self._complete(size) and not self._closed:
                                 await self._changed.park()
                     if self._jobs or self._closed:  # else the clients of all of them left meanwhile
                         break
             finally:
                 self._forming = 0
-            return [self._jobs.popleft() for _ in range(min(size, len(self._jobs)))]
+            return [self._jobs.popleft() for _ in range(self._together(size))]
+
+    def join(self, size: int, purpose: Purpose, *, taker: int) -> list[Job]:
+        """At most `size` more jobs for a batch of that purpose which is in a worker's hand, without waiting."""
+        if size <= 0 or not self._jobs or self._jobs[0].purpose is not purpose or self._head_is_alone():
+            return []
+        return [self._jobs.popleft() for _ in range(self._together(size))]
+
+    def answered(self, job: Job, headers: Mapping[str, str]) -> None:
+        """A job has left a worker's hand; `headers` are the answer's."""
+
+    def release(self, taker: int) -> None:
+        """The worker of a slot is gone."""
+
+    def _complete(self, size: int) -> bool:
+        """The batch at the head is full, or what waits behind it must not join it."""
+        together = self._together(size)
+        return together == size or 0 < together < len(self._jobs) or self._head_is_alone()
+
+    def _together(self, size: int) -> int:
+        """Jobs at the head that may share a batch."""
+        if self._head_is_alone():
+            return 1
+        purpose = self._jobs[0].purpose if self._jobs else None
+        same = itertools.takewhile(lambda job: job.purpose is purpose, itertools.islice(self._jobs, size))
+        return sum(1 for _ in same)
+
+    def _head_is_alone(self) -> bool:
+        return bool(self._jobs) and self._jobs[0].purpose is Purpose.DESCRIBE

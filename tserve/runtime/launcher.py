@@ -13,12 +13,20 @@ from typing import Protocol
 
 import trio
 
-from tserve.domain.plan import WorkerSpec
+from tserve.domain.plan import Failure, WorkerSpec
 from tserve.domain.wire import Frame
 
 
 class WorkerGone(Exception):
     """The worker hung up or died."""
+
+
+class LaunchFailed(Exception):
+    """No worker can be started, for a reason that is known."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.summary)
+        self.failure = failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,6 @@ class Launcher(Protocol):
     def launch(self, spec: WorkerSpec, *, label: str) -> AbstractAsyncContextManager[Worker]:
         """A new worker, not yet loaded; leaving the block ends its whole process group, whatever happens.
 
-        `label` names it in the log.  Raises OSError when no process can be started.
+        `label` names it in the log.  Raises OSError when no process can be started, and LaunchFailed.
         """
         ...

@@ -15,11 +15,16 @@ from tserve.domain.versions import Key
 from tserve.errors import ServiceUnavailable
 from tserve.runtime.jobs import Job, JobQueue, QueueClosed, QueueFull
 from tserve.runtime.launcher import Launcher
-from tserve.runtime.slot import CLIENT_TAIL, Slot, SlotView
+from tserve.runtime.sequences import SequenceQueue
+from tserve.runtime.serving import CLIENT_TAIL
+from tserve.runtime.slot import Slot, SlotView
 
 
 class NoCapacity(Exception):
-    """A job cannot be taken: `reason` is no_worker, queue_full or all_failed, `failure` what the workers died of."""
+    """A job cannot be taken: `reason` is no_worker, queue_full, no_job_ticket or all_failed.
+
+    `failure` is what the workers died of.
+    """
 
     def __init__(self, reason: str, failure: Failure | None = None) -> None:
         super().__init__(reason)
@@ -57,6 +62,15 @@ def no_gpu(spec: PoolSpec) -> int | None:
     return None
 
 
+def _queue(spec: PoolSpec) -> JobQueue:
+    if spec.sequences is None:
+        return JobQueue(spec.queue_size)
+    end_header = spec.worker.sequence_headers[2]
+    return SequenceQueue(
+        spec.queue_size, spec.sequences, per_worker=spec.most_in_batch, name=spec.key.name, end_header=end_header
+    )
+
+
 Place = Callable[[PoolSpec], int | None]  # the GPU of the next slot
 
 
@@ -73,6 +87,10 @@ class Pool:
         place: Place = no_gpu,
     ) -> None:
         self.key: Key = spec.key
+        self.client_timeout_s = spec.client_timeout_s
+        self.stateful = spec.sequences is not None
+        self.sequence_headers = spec.worker.sequence_headers
+        self._job_ticket = spec.job_ticket
         self._spec: PoolSpec | None = spec
         self._first_spec = spec
         self._launcher = launcher
@@ -80,7 +98,7 @@ class Pool:
         self._report = report
         self._place = place
         self._intensity = Intensity(spec.most_restarts, spec.restart_period_s)
-        self._queue = JobQueue(spec.queue_size)
+        self._queue = _queue(spec)
         self._slots: list[Slot] = []
         self._fresh: set[int] = set()  # slots that the last wish started, or started again
         self._changed = trio.Event()
@@ -120,6 +138,8 @@ class Pool:
             raise NoCapacity("no_worker")
         if all(slot.phase is Phase.FAILED for slot in living):
             raise NoCapacity("all_failed", living[-1].failure)
+        if self._job_ticket and self._queue.held >= sum(slot.room for slot in living):
+            raise NoCapacity("no_job_ticket")
         try:
             self._queue.put(job)
         except QueueClosed:

@@ -18,6 +18,7 @@ from tserve.runtime.launcher import Exit
 OUTPUT_GRACE_S = 0.5  # what a dead process's children keep open is read no longer than this
 TAIL_BYTES = 64 << 10
 LINES_AT_ONCE, LINES_PER_S = 10_000, 1_000  # of one process; the log of what prints more has gaps, its tail has none
+_METRICS = b"[METRICS]"  # begins a line for the server (spec/inference.md section 12)
 _LINE_BYTES = 16 << 10  # a longer line is logged in pieces
 _LINES_PER_STEP = 100  # logged between two checkpoints
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -42,6 +43,7 @@ class ChildProcess:
         self._family = family
         self._grace_s = grace_s
         self._tail = bytearray()
+        self._line = b""  # the last one, of which more may come
         self._exit: Exit | None = None
         self._killed = False  # by this server
         self._reaped = False
@@ -73,7 +75,7 @@ class ChildProcess:
         return self._exit or Exit(255)  # a bug in here, which its own task has raised
 
     def tail(self) -> str:
-        return self._tail.decode("utf-8", "replace")
+        return bytes(self._tail + self._line)[-TAIL_BYTES:].decode("utf-8", "replace")
 
     def memory(self) -> int:
         try:
@@ -141,22 +143,23 @@ class ChildProcess:
                 os.waitid(os.P_PID, members[0], os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
 
     async def _read_output(self) -> None:
-        """Copy the output to the log, line by line, and keep its tail."""
-        line = b""
+        """Copy the output to the log, line by line, and keep its tail; lines with metrics are not for people."""
         try:
             async with trio.lowlevel.FdStream(self._output) as pipe:
                 async for chunk in pipe:
-                    self._tail += chunk
+                    *lines, self._line = (self._line + chunk).split(b"\n")
+                    lines = [line for line in lines if not line.startswith(_METRICS)]
+                    self._tail += b"".join(line + b"\n" for line in lines)
+                    if len(self._line) > _LINE_BYTES:
+                        self._tail += self._line
+                        lines.append(self._line)
+                        self._line = b""
                     del self._tail[:-TAIL_BYTES]
-                    *lines, line = (line + chunk).split(b"\n")
-                    if len(line) > _LINE_BYTES:
-                        lines.append(line)
-                        line = b""
                     await self._log_lines(lines)
         finally:
             self._log_gap()
-            if line:  # the last words may lack a newline
-                self._log_line(line)
+            if self._line:  # the last words may lack a newline
+                self._log_line(self._line)
 
     async def _log_lines(self, lines: list[bytes]) -> None:
         """No more of them than one process may have: whoever prints without end must not keep the others waiting."""

@@ -2,7 +2,7 @@
 
 Structure: `_life` is the scope of the whole slot, its deadline is the end of a drain; `_idle` is the scope of
 whatever may be given up at once (waiting for a batch, a back-off).  What a worker has in hand is answered on
-every way out, see `_answer`.
+every way out, see tserve/runtime/serving.py.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from tserve.domain import phases
 from tserve.domain.events import Happening, Report, WorkerEvent
 from tserve.domain.phases import Phase
 from tserve.domain.plan import SETTLED_S, Failure, FailureRun, GiveUp, Intensity, PoolSpec, WorkerSpec, after_failure
-from tserve.domain.wire import BatchFailed, Frame, JobReply, Kind, WireError, decode_reply, encode_batch
-from tserve.errors import InternalServer
+from tserve.domain.wire import Frame, Kind, WireError
 from tserve.runtime import autopsy
-from tserve.runtime.jobs import Job, JobQueue
-from tserve.runtime.launcher import Exit, Launcher, Worker, WorkerGone
+from tserve.runtime.jobs import JobQueue
+from tserve.runtime.launcher import Exit, Launcher, LaunchFailed, Worker, WorkerGone
+from tserve.runtime.serving import AsynchronousServing, Serving
 
 PROCESS_CHECK_S = 0.25
 REASON_LIMIT, DETAIL_LIMIT = 1 << 10, 16 << 10  # of what a worker says of a failed load
-CLIENT_TAIL = 4 << 10  # of the log tail, for a client whose request a worker took down
 _log = logging.getLogger("tserve.runtime")
 
 
@@ -93,8 +92,7 @@ class Slot:
         self._was_loaded = False
         self._verdict: Failure | None = None  # why this server killed it, as opposed to what its death looks like
         self._run = FailureRun()
-        self._batches = 0
-        self._number = 0  # of the last batch that was sent
+        self._serving: Serving | None = None
 
     # -- orders
 
@@ -111,6 +109,8 @@ class Slot:
             self._life.cancel()
         elif self.phase is Phase.BUSY:
             self._enter(Phase.DRAINING)
+            if not serve_out:
+                self._idle.cancel()  # an asynchronous worker looks out for more while it has something in hand
         elif not (serve_out and self.phase in (Phase.STARTING, Phase.LOADING) and not self._queue.empty):
             self._idle.cancel()
 
@@ -119,6 +119,11 @@ class Slot:
         self.tried = False
         self._run = FailureRun()
         self._idle.cancel()
+
+    @property
+    def room(self) -> int:
+        """Jobs that its worker could begin at once."""
+        return self._serving.room if self._serving is not None and not self.stopping else 0
 
     def view(self) -> SlotView:
         now = trio.current_time()
@@ -142,7 +147,7 @@ class Slot:
         failure: Failure | None = None
         try:
             with self._life:
-                while not self._finished():
+                while not self.finished:
                     failure = await self._guarded()
                     if failure is None or self.stopping:
                         self.failure = failure or self.failure
@@ -181,13 +186,16 @@ class Slot:
                             worker.kill()  # it failed; there is nothing that it could still finish
             except OSError as e:
                 outcome = Failure("start_failed", f"no process could be started: {e}")
+            except LaunchFailed as e:
+                outcome = e.failure
             finally:
                 if self._worker is not None:
                     hurried = trio.current_effective_deadline() == -math.inf
                     with trio.CancelScope(shield=True):  # it has ended
                         end = await self._worker.wait()
                     self._note_end(end, asked=outcome is None, hurried=hurried)
-                self._worker, self._pid = None, -1
+                self._worker, self._pid, self._serving = None, -1, None
+                self._queue.release(self.id)
         return outcome
 
     def _note_end(self, end: Exit, *, asked: bool, hurried: bool) -> None:
@@ -212,13 +220,15 @@ class Slot:
             began = trio.current_time()
             failure = await self._load(worker)
             if failure is None:
-                loaded_at, self._batches = trio.current_time(), 0
+                loaded_at = trio.current_time()
                 self.tried = self._was_loaded = True
+                serves = AsynchronousServing if self._worker_spec.asynchronous else Serving
+                self._serving = serves(worker, self._queue, self._spec, self)
                 self._enter(Phase.READY)
                 _log.info("%s is ready, pid %d", self._label(), worker.pid)
                 self._tell(Happening.READY, {"load_s": round(loaded_at - began, 3)})
-                failure = await self._serve(worker)
-                if self._batches or trio.current_time() - loaded_at >= SETTLED_S:
+                failure = await self._serving.run()
+                if self._serving.answered or trio.current_time() - loaded_at >= SETTLED_S:
                     self._run = FailureRun()
             nursery.cancel_scope.cancel()
         return failure
@@ -240,7 +250,7 @@ class Slot:
                 if answer.kind is not Kind.LOADED:
                     raise WireError("the answer to a load is of another kind")
             except (WorkerGone, WireError) as e:
-                return await self._death(worker, "died_loading", str(e))
+                return await self.death(worker, "died_loading", str(e))
             if report.get("ok") is True:
                 return None
             self._end_phase()
@@ -254,119 +264,32 @@ class Slot:
                 file=str(report.get("file") or "")[:REASON_LIMIT],
             )
         detail = f"the model was not loaded within startup_timeout, {timeout_s:g} s"
-        return await self._unresponsive(worker, "startup_timeout", detail)
+        return await self.unresponsive(worker, "startup_timeout", detail)
 
-    async def _serve(self, worker: Worker) -> Failure | None:
-        """Batch after batch.  A worker that dies while it waits ends the waiting."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_waiting_when_ailing, worker)
-            failure = None
-            while failure is None and not self._finished():
-                with trio.CancelScope() as self._idle:
-                    if worker.ailing.is_set():
-                        self._idle.cancel()
-                    batch = await self._queue.take(max(1, self._spec.batch_size), self._spec.batch_delay_s)
-                if self._idle.cancelled_caught:
-                    if worker.ailing.is_set():
-                        failure = await self._idle_death(worker)
-                elif batch:
-                    failure = await self._answer(worker, batch)
-            nursery.cancel_scope.cancel()
-        return failure
+    # -- what serving needs (tserve.runtime.serving.Host)
 
-    def _finished(self) -> bool:
+    @property
+    def finished(self) -> bool:
         """Told to leave, and nothing left to do; a slot that gave up is no help with the queue."""
         return self.stopping and (self.phase is Phase.FAILED or not self._serve_out or self._queue.empty)
 
-    async def _stop_waiting_when_ailing(self, worker: Worker) -> None:
-        await worker.ailing.wait()
-        if self.phase is Phase.READY:
-            self._idle.cancel()
+    def idle(self) -> trio.CancelScope:
+        self._idle = trio.CancelScope()
+        return self._idle
 
-    async def _idle_death(self, worker: Worker) -> Failure:
-        """What became of a worker that nobody had asked anything."""
-        try:
-            await worker.receive()
-        except WorkerGone:
-            return await self._death(worker, "died_idle", "the worker ended while it waited for work")
-        except WireError as e:
-            return await self._death(worker, "bad_frame", str(e), grace_s=0)
-        return await self._death(worker, "bad_frame", "the worker sent what nobody had asked for", grace_s=0)
+    def stop_idling(self) -> None:
+        self._idle.cancel()
 
-    async def _answer(self, worker: Worker, batch: list[Job]) -> Failure | None:
-        """Have the worker answer a batch.  Every job of it is finished when this ends, in whatever way."""
-        if self.phase is Phase.READY:
+    def at_work(self, busy: bool) -> None:
+        if busy and self.phase is Phase.READY:
             self._enter(Phase.DRAINING if self.stopping else Phase.BUSY)
-        failure: Failure | None = None
-        timeout_s = self._spec.response_timeout_s
-        try:
-            with trio.move_on_after(timeout_s) as scope:
-                failure = await self._exchange(worker, batch)
-            if scope.cancelled_caught:
-                detail = f"no answer within response_timeout, {timeout_s:g} s"
-                failure = await self._unresponsive(worker, "response_timeout", detail)
-        finally:
-            if not all(job.done for job in batch):
-                limit = f"the time to drain, {self._drain_s:g} s" if self._drain_s < math.inf else "the server's time"
-                why = failure or Failure("drain_timeout", f"no answer within {limit}")
-                cause = why.cause(tail=CLIENT_TAIL)
-                for job in batch:
-                    job.finish(InternalServer("Worker died.", code=why.code, cause=cause))
-        if failure is None:
-            self._batches += 1
-            if self.phase is Phase.BUSY:
-                self._enter(Phase.READY)
-        return failure
+        elif not busy and self.phase is Phase.BUSY:
+            self._enter(Phase.READY)
 
-    async def _exchange(self, worker: Worker, batch: list[Job]) -> Failure | None:
-        """Send a batch, and finish its jobs with what comes back; those left over are the caller's to fail."""
-        self._number += 1
-        failure = await self._send(worker, batch)
-        if failure is not None or not batch:
-            return failure
-        try:
-            replies = await self._receive(worker, len(batch))
-        except WorkerGone as e:
-            return await self._death(worker, "crashed", str(e))
-        except WireError as e:
-            return await self._death(worker, "bad_frame", str(e), grace_s=0)
-        if isinstance(replies, BatchFailed):
-            cause = {"reason": "handler_failed", "detail": replies.detail}
-            for job in batch:
-                job.finish(InternalServer(replies.message, code=replies.code, cause=cause))
-        else:
-            for job, reply in zip(batch, replies, strict=True):
-                job.finish(reply)
-        return None
+    def limit(self) -> str:
+        return f"the time to drain, {self._drain_s:g} s" if self._drain_s < math.inf else "the server's time"
 
-    async def _send(self, worker: Worker, batch: list[Job]) -> Failure | None:
-        """Jobs that the worker cannot have begun are taken out of `batch`."""
-        try:
-            await worker.send(encode_batch(self._number, [job.request for job in batch]))
-        except WorkerGone as e:
-            # It never had the whole batch.  A job goes back once: one that no worker can take must not go round.
-            tried_before = [job for job in batch if job.returned]
-            self._queue.put_back(batch)
-            batch[:] = tried_before
-            return await self._death(worker, "died_idle", str(e))
-        except WireError as e:  # nothing has been sent; the worker is well
-            error = InternalServer(f"The batch is too large to be sent: {e}", cause={"reason": "batch_too_large"})
-            for job in batch:
-                job.finish(error)
-            batch.clear()
-        return None
-
-    async def _receive(self, worker: Worker, jobs: int) -> list[JobReply] | BatchFailed:
-        """Raises WorkerGone, and WireError for what is not the answer to the batch that was sent."""
-        frame = await worker.receive()
-        if frame.id != self._number:  # a surplus answer: taken for this one it would give clients each other's
-            raise WireError(f"an answer to batch {frame.id} came for batch {self._number}")
-        replies = decode_reply(frame)
-        if not isinstance(replies, BatchFailed) and len(replies) != jobs:
-            raise WireError(f"{len(replies)} replies for {jobs} jobs")
-        return replies
-
-    async def _death(
+    async def death(
         self, worker: Worker, reason: str, detail: str, *, grace_s: float = autopsy.EXIT_GRACE_S
     ) -> Failure:
         self._end_phase()
@@ -378,7 +301,7 @@ class Slot:
             grace_s=grace_s,
         )
 
-    async def _unresponsive(self, worker: Worker, reason: str, detail: str) -> Failure:
+    async def unresponsive(self, worker: Worker, reason: str, detail: str) -> Failure:
         self._end_phase()
         return await autopsy.of_silence(worker, reason, detail, model_dir=self._worker_spec.model_dir)
 

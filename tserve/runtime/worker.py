@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import BODY_LIMIT, Decoder, Frame, WireError
+from tserve.domain.wire import BODY_LIMIT, Decoder, Frame, Kind, WireError
 from tserve.runtime.family import Family
 from tserve.runtime.launcher import WorkerGone
 from tserve.runtime.process import ChildProcess
@@ -56,8 +56,8 @@ class ProcessWorker(ChildProcess):
         super().__init__(pid, pidfd, output, label=label, log=_log, family=family, grace_s=spec.kill_grace_s)
         self.ailing = trio.Event()
         self._channel = trio.socket.from_stdlib_socket(wires.ours)
-        # A worker keeps max_response_size per request, and says so in a few words where it has to refuse one.
-        self._decoder = Decoder(body_limit=min(BODY_LIMIT, spec.batch_size * (spec.max_response_size + 1024)))
+        # A worker keeps max_response_size per request; a stateful version's batches can have twice their size.
+        self._decoder = Decoder(body_limit=min(BODY_LIMIT, 2 * spec.batch_size * (spec.max_response_size + 1024)))
         self._owed = 0  # frames that the worker has been asked for and has not sent
         self._frames: deque[Frame] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
@@ -66,7 +66,7 @@ class ProcessWorker(ChildProcess):
 
     async def send(self, frame: Frame) -> None:
         view = memoryview(frame.encode())
-        self._owed += 1  # each kind of frame that goes to a worker is answered by one
+        self._owed += 1  # each kind of frame that goes to a worker is answered by one, pieces aside
         try:
             while view:
                 view = view[await self._channel.send(view) :]
@@ -116,7 +116,7 @@ class ProcessWorker(ChildProcess):
         for frame in self._decoder.feed(data):
             if self._owed <= 0:
                 raise WireError(f"a frame that nobody asked for, {frame.kind.name} {frame.id}")
-            self._owed -= 1
+            self._owed -= frame.kind is not Kind.PIECE
             self._frames.append(frame)
             self._arrived.unpark_all()
 
