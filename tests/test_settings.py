@@ -152,7 +152,7 @@ def test_flags_switch_on_what_the_file_switches_off(load: Load) -> None:
 
 
 def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
-    """Each gets a text other than its default; the variables of the two remaining keys have tests of their own."""
+    """Each gets a text other than its default; the variables of the three remaining keys have tests of their own."""
     texts = {
         "inference_address": "http://localhost:1",
         "management_address": "http://localhost:2",
@@ -161,19 +161,23 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         "state_dir": "elsewhere",
         "load_models": "a.mar",
         "default_service_handler": "a:b",
+        "service_envelope": "kservev2",
         "list_page_tokens": "offset",
         "worker_start": "fresh",
         "worker_kill_grace": "0.5",
         **dict.fromkeys(NUMBERS, "41"),
-        **{name: str(name in ("allow_private_addresses", "default_register_synchronous")).lower() for name in SWITCHES},
+        "blacklist_env_vars": ".*SECRET",
+        **dict.fromkeys(SEQUENCE_HEADERS, "X-Name"),
+        **{name: str(name in OFF).lower() for name in SWITCHES},
     }
     used = {key.name: key for key in KEYS if key.effect is Effect.USED and key.env is not None}
     cors = {name for name in used if name.startswith("cors")}
-    assert used.keys() - cors - texts.keys() == {"allowed_urls", "disable_token_authorization"}
+    others = {"allowed_urls", "disable_token_authorization", "ts_open_inference_protocol"}
+    assert used.keys() - cors - texts.keys() == others
     for name, text in texts.items():
         field, variable = used[name].field, used[name].env
         assert field is not None
-        assert variable == f"TS_{name.upper()}"
+        assert variable == f"TS_{name.upper().removeprefix('TS_')}"
         read = load(ENVIRONMENT_ON, **{variable: text})
         assert getattr(read, field) != getattr(load(ENVIRONMENT_ON), field), name
     for name in cors:
@@ -187,7 +191,7 @@ def test_every_variable_of_the_other_keys_is_read(load: Load) -> None:
     for key in KEYS:
         if key.effect is Effect.NOT_YET and key.env is not None:
             assert load(ENVIRONMENT_ON, **{key.env: "x"}).warnings == (f"without effect in this release: {key.name}",)
-        if key.effect is Effect.REFUSED and key.name != "ts_open_inference_protocol":
+        if key.effect is Effect.REFUSED:
             with pytest.raises(BadConfiguration, match=f"^{key.name}=true .{key.env}.: {NOT_BUILT}"):
                 load(ENVIRONMENT_ON, **{str(key.env): "true"})
 
@@ -302,11 +306,11 @@ NUMBERS = [
     *("default_workers_per_model", "default_response_timeout", "default_startup_timeout", "unregister_model_timeout"),
     *("job_queue_size", "max_request_size", "max_response_size", "initial_worker_port", "number_of_gpu"),
     *("worker_threads", "worker_memory_limit", "worker_process_limit", "worker_file_limit"),
-    *("max_worker_restarts", "worker_restart_period"),
+    *("max_worker_restarts", "worker_restart_period", "environment_timeout"),
 ]
 FROM_ONE = {
     *("default_response_timeout", "default_startup_timeout", "job_queue_size", "max_request_size", "max_response_size"),
-    "worker_restart_period",
+    *("worker_restart_period", "environment_timeout"),
 }
 MOST = {"initial_worker_port": 65535, "worker_threads": 4096}
 
@@ -324,10 +328,22 @@ def test_numbers_are_read_and_refused(load: Load, cwd: Path, key: str) -> None:
         assert f"({cwd / 'config.properties'}): allowed is a whole number from {least} to {most}" in str(refusal.value)
 
 
+SEQUENCE_HEADERS = [f"ts_header_key_sequence_{what}" for what in ("id", "start", "end")]
+
+
+@pytest.mark.parametrize("key", SEQUENCE_HEADERS)
+def test_names_of_headers_are_read_and_refused(load: Load, key: str) -> None:
+    assert getattr(load(f"{key}= X-Sequence "), key) == "X-Sequence"
+    for text in ("", "two words", "x:y", "grün"):
+        with pytest.raises(BadConfiguration, match=r"allowed is the name of an HTTP header$"):
+            load(f"{key}={text}")
+
+
 SWITCHES = [
     *("allow_private_addresses", "enable_model_api", "default_register_synchronous", "decode_input_request"),
-    "limit_max_image_pixels",
+    *("limit_max_image_pixels", "install_py_dep_per_model"),
 ]
+OFF = {"allow_private_addresses", "default_register_synchronous", "install_py_dep_per_model"}  # unless switched on
 
 
 @pytest.mark.parametrize("key", SWITCHES)
@@ -381,10 +397,9 @@ NO_ADDRESSES = [
         ("certificate_file=cert.pem", NOT_BUILT),
         ("keystore=keystore.p12", NOT_BUILT),
         ("enable_grpc_ssl=true", NOT_BUILT),
-        *((f"service_envelope={name}", NOT_BUILT) for name in ("body", "json", "kserve", "kservev2")),
-        ("ts_open_inference_protocol=true", NOT_BUILT),
-        ("install_py_dep_per_model=true", NOT_BUILT),
-        ("blacklist_env_vars=.*SECRET.*", NOT_BUILT),
+        *((f"service_envelope={name}", "allowed is body or json or kserve or kservev2") for name in ("base", "KServe")),
+        ("ts_open_inference_protocol=oip", "allowed is true or false"),
+        ("blacklist_env_vars=.*(SECRET", "allowed is a regular expression in Python's syntax; this is none: missing )"),
         ("job_queue_size=\\u12", "config.properties: Invalid \\u escape sequence"),
     ],
 )
@@ -410,13 +425,32 @@ def test_keys_that_refuse_the_start_may_say_no(load: Load, text: str) -> None:
     assert load(text) == load("")
 
 
-@pytest.mark.parametrize(("word", "refused"), [("oip", True), ("kserve", False), ("", False)])
-def test_open_inference_protocol_is_read_from_the_environment_always(load: Load, word: str, refused: bool) -> None:
-    if refused:
-        with pytest.raises(BadConfiguration, match=NOT_BUILT):
-            load("", TS_OPEN_INFERENCE_PROTOCOL=word)
-    else:
-        assert load("", TS_OPEN_INFERENCE_PROTOCOL=word).warnings == ()
+@pytest.mark.parametrize("first", ["", ENVIRONMENT_ON])
+@pytest.mark.parametrize(
+    ("text", "word", "on"),
+    [
+        ("", None, False),
+        ("ts_open_inference_protocol=true", None, True),
+        ("ts_open_inference_protocol=true", "", True),
+        ("ts_open_inference_protocol=true", "true", False),
+        ("ts_open_inference_protocol=false", "oip", True),
+        ("", "oip", True),
+        ("", "kserve", False),
+        ("", "", False),
+    ],
+)
+def test_open_inference_protocol_is_read_from_the_environment_always(
+    load: Load, first: str, text: str, word: str | None, on: bool
+) -> None:
+    settings = load(first + text, **({} if word is None else {"TS_OPEN_INFERENCE_PROTOCOL": word}))
+    assert settings.ts_open_inference_protocol is on
+    assert settings.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["body", "json", "kserve", "kservev2"])
+def test_envelopes(load: Load, name: str) -> None:
+    assert load(f"service_envelope= {name} ").service_envelope == name
+    assert load("service_envelope=").service_envelope is None
 
 
 @pytest.mark.parametrize("listener", ["inference", "management", "metrics"])
@@ -520,3 +554,13 @@ def test_unknown_keys_give_one_warning(load: Load) -> None:
 def test_model_snapshot_is_warned_about(load: Load) -> None:
     (warning,) = load('model_snapshot={"name":"startup.cfg","modelCount":1}').warnings
     assert warning.startswith("model_snapshot is not restored: the registry lives in the state folder")
+
+
+def test_variables_hidden_from_workers(load: Load) -> None:
+    assert load("blacklist_env_vars = AWS_.*|.{1,3}_KEY ").blacklist_env_vars == "AWS_.*|.{1,3}_KEY"
+    assert load("blacklist_env_vars=(?i).*secret").blacklist_env_vars == "(?i).*secret"
+
+
+def test_variables_that_say_what_pip_finds(load: Load) -> None:
+    environ = {"PIP_INDEX_URL": "https://example.org/simple", "PIP_NO_INDEX": "1", "PIP_NO_COLOR": "1", "OTHER": "1"}
+    assert load("", **environ).pip_options == (("PIP_INDEX_URL", "https://example.org/simple"), ("PIP_NO_INDEX", "1"))

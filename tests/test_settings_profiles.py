@@ -129,13 +129,6 @@ def test_profiles_that_start(tmp_path: Path, lines: str, options: Options, expec
             "disable_token_authorization=false",
             id="token",
         ),
-        pytest.param(OPEN + "service_envelope=kserve\n", "service_envelope=kserve", id="kserve"),
-        pytest.param(
-            OPEN + "service_envelope=kservev2\nts_open_inference_protocol=true\n",
-            "service_envelope=kservev2",
-            id="kservev2",
-        ),
-        pytest.param(OPEN + "service_envelope=body\n", "service_envelope=body", id="envbody"),
     ],
 )
 def test_profiles_that_ask_for_what_is_not_built(tmp_path: Path, lines: str, key: str) -> None:

@@ -38,6 +38,16 @@ class InvalidModel(TserveError):
     status, grpc_status, type_name = 400, "INVALID_ARGUMENT", "InvalidModelException"
 
 
+class DependenciesFailed(TserveError):
+    """What a model's archive wants installed cannot be; with `environment` false there is not even a place for it."""
+
+    status, grpc_status, type_name = 400, "INVALID_ARGUMENT", "ModelException"
+
+    def __init__(self, name: str, *, environment: bool = True, cause: Mapping[str, object] | None = None) -> None:
+        what = "Custom pip package installation" if environment else "Virtual environment creation"
+        super().__init__(f"{what} failed for model {name}", cause=cause)
+
+
 class DownloadFailed(TserveError):
     status, grpc_status, type_name = 400, "INVALID_ARGUMENT", "DownloadArchiveException"
 
@@ -94,8 +104,15 @@ class MethodNotAllowed(TserveError):
         super().__init__("Requested method is not allowed, please refer to API document.")
 
 
-class RequestTimeout(TserveError):
-    status, grpc_status, type_name = 408, "DEADLINE_EXCEEDED", "RequestTimeoutException"
+class AnswerTimeout(TserveError):
+    """A version's own limit for its clients; the recorded server never answers them (spec/inference.md section 9.5)."""
+
+    status, grpc_status, type_name = 504, "DEADLINE_EXCEEDED", "RequestTimeoutException"
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(
+            f"No answer within clientTimeoutInMills, {timeout_s * 1000:.0f} ms.", cause={"reason": "client_timeout"}
+        )
 
 
 class Conflict(TserveError):
@@ -160,6 +177,22 @@ class ServiceUnavailable(TserveError):
             "maxSequenceJobQueueSize",
             cause=cause,
         )
+
+    @classmethod
+    def no_worker_to_describe(cls, name: str, *, cause: Mapping[str, object] | None = None) -> ServiceUnavailable:
+        """The sentence of a describe call with `customized=true` (spec/management.md section 1.6)."""
+        return cls(
+            f'Model "{name}" has no worker to serve describe request. Please use scale workers API to add workers.',
+            cause=cause,
+        )
+
+
+class StreamCut(Exception):
+    """A streamed answer ends before its end: the connection is all that can still tell the client."""
+
+    def __init__(self, cause: TserveError) -> None:
+        super().__init__(cause.message)
+        self.cause = cause.cause
 
 
 class StartError(Exception):

@@ -28,20 +28,25 @@ from tserve.domain.versions import Key
 from tserve.http.app import make_app
 from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
+from tserve.http.kserve import open_inference_routes, readiness_routes
 from tserve.http.listener import bind, serve
 from tserve.http.management import management_routes
 from tserve.http.routes import Table
 from tserve.runtime.devices import NvmlDevices
+from tserve.runtime.environments import Environments
 from tserve.runtime.family import Family, adopt
 from tserve.runtime.fresh import FreshLauncher
+from tserve.runtime.prepared import PreparedLauncher
 from tserve.runtime.reconcile import Reconciler
 from tserve.runtime.zygote import ZygoteLauncher
+from tserve.services.dependencies import Dependencies
 from tserve.services.describe import Describe
 from tserve.services.desired import pool_spec
 from tserve.services.health import Health
 from tserve.services.history import History
 from tserve.services.inference import Inference
 from tserve.services.management import Management
+from tserve.services.open_inference import OpenInference
 from tserve.services.pages import Pages
 from tserve.services.startup import load_models
 from tserve.settings import Address, Settings
@@ -49,6 +54,7 @@ from tserve.store.gateway import SqliteStore
 from tserve.store.upgrade import open_state
 
 ENDPOINTS = "endpoints.json"
+ENVIRONMENTS = "environments"
 DRAIN_S = 20.0  # what requests and workers in hand get at SIGTERM
 HARD_S = 2.0  # after that connections are closed under their clients
 LAST_RESORT_S = 10  # whatever still stands this long after both ends with the process
@@ -109,25 +115,45 @@ class _Server:
         adopt()
         family = Family()
         fresh = FreshLauncher(family)
-        zygote = ZygoteLauncher(family, fresh, forks=settings.worker_start == "zygote")
+        hidden = settings.blacklist_env_vars or ""
+        zygote = ZygoteLauncher(family, fresh, forks=settings.worker_start == "zygote", hidden_env=hidden)
+        environments = Environments(
+            settings.state_dir / ENVIRONMENTS,
+            family,
+            timeout_s=float(settings.environment_timeout),
+            python=settings.python,
+            options=settings.pip_options,
+            hidden=hidden,
+        )
+        dependencies = Dependencies(environments, registry, self._keep, settings)
         reconciler = Reconciler(
             self._desired,
-            zygote,
+            PreparedLauncher(zygote, environments),
             first_slot_number=settings.initial_worker_port,
             report=self._history.report,
             place=Placement().place,
         )
         devices = self._devices
-        management = Management(self._store, registry, self._keep, reconciler, settings, self._history, devices)
+        management = Management(
+            self._store, registry, self._keep, reconciler, settings, self._history, devices, dependencies
+        )
         describe = Describe(registry, reconciler, management, settings, devices)
+        inference = Inference(registry, reconciler)
         health = Health(registry, reconciler)
+        protocol = OpenInference(registry, health)
         pages = Pages(self._store, registry, offsets_only=settings.list_page_tokens == "offset")
         await pages.load()
         tables: dict[str, Table] = {
-            "management": management_routes(
-                management, describe, pages, self._history, model_api=settings.enable_model_api
-            ),
-            "inference": inference_routes(Inference(registry, reconciler), health, management),
+            "management": [
+                *management_routes(
+                    management, describe, inference, pages, self._history, model_api=settings.enable_model_api
+                ),
+                *readiness_routes(protocol),
+            ],
+            "inference": [
+                *(open_inference_routes(protocol) if settings.ts_open_inference_protocol else ()),
+                *inference_routes(inference, health, management),
+            ],
             "metrics": [],
         }
         tables = {role: [*health_routes(health), *table] for role, table in tables.items()}
@@ -136,6 +162,7 @@ class _Server:
             await nursery.start(reconciler.run)
             await nursery.start(management.run)
             await nursery.start(devices.run)
+            await dependencies.release()  # what an earlier run left behind
             if len(registry):
                 await devices.detect()
             for version in list(registry):

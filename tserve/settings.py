@@ -24,6 +24,11 @@ _CORS_HEADERS = {
     "cors_allowed_methods": "access-control-allow-methods",
     "cors_allowed_headers": "access-control-allow-headers",
 }
+# What pip finds depends on them; other options of its own do not make another environment.
+_PIP_OPTIONS = (
+    *("PIP_CONFIG_FILE", "PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_NO_BINARY"),
+    *("PIP_NO_INDEX", "PIP_ONLY_BINARY", "PIP_PRE", "PIP_PREFER_BINARY"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,8 @@ class Settings:
     """Everything the server needs to know at start.
 
     Paths are absolute, timeouts and periods seconds, sizes bytes but for `worker_memory_limit`, which is in MiB.
-    `cuda_visible_devices` and `omp_num_threads` are what those variables say, None when they are not set.
+    `cuda_visible_devices` and `omp_num_threads` are what those variables say, None when they are not set;
+    `pip_options` are pip's variables that decide what it finds.
     """
 
     model_store: Path
@@ -45,6 +51,7 @@ class Settings:
     default_response_timeout: int = 120
     default_startup_timeout: int = 120
     unregister_model_timeout: int = 120
+    ts_open_inference_protocol: bool = False
     job_queue_size: int = 100
     max_request_size: int = 6553500
     max_response_size: int = 6553500
@@ -56,10 +63,17 @@ class Settings:
     list_page_tokens: Literal["cursor", "offset"] = "cursor"
     cors_headers: tuple[tuple[str, str], ...] = ()
     default_service_handler: str | None = None
+    service_envelope: str | None = None
     decode_input_request: bool = True
     limit_max_image_pixels: bool = True
+    ts_header_key_sequence_id: str = "ts_request_sequence_id"
+    ts_header_key_sequence_start: str = "ts_request_sequence_start"
+    ts_header_key_sequence_end: str = "ts_request_sequence_end"
+    install_py_dep_per_model: bool = False
+    environment_timeout: int = 600
     number_of_gpu: int | None = None
     python: str | None = None
+    blacklist_env_vars: str | None = None
     worker_start: Literal["zygote", "fresh"] = "zygote"
     worker_threads: int = 0
     worker_memory_limit: int = 0
@@ -70,6 +84,7 @@ class Settings:
     worker_restart_period: int = 60
     cuda_visible_devices: str | None = None
     omp_num_threads: int | None = None
+    pip_options: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -106,6 +121,7 @@ def load_settings(options: Options, environ: Mapping[str, str], cwd: Path) -> Se
     members["cors_headers"] = tuple((header, read[name]) for name, header in _CORS_HEADERS.items() if read.get(name))
     members["cuda_visible_devices"] = environ.get("CUDA_VISIBLE_DEVICES")
     members["omp_num_threads"] = _omp_threads(environ.get("OMP_NUM_THREADS", ""))
+    members["pip_options"] = tuple((name, environ[name]) for name in _PIP_OPTIONS if name in environ)
     settings = Settings(**members, warnings=(*warnings, *_notices(texts, options)))  # type: ignore[arg-type]
     if "disable_token_authorization" not in texts:
         _refuse_open_addresses(settings)

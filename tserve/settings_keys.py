@@ -88,6 +88,11 @@ _LISTENERS = (
         "`true`: no token check; `false` is refused, since tokens are not built yet; unset: see below",
         read.must_be(True, "set it to true to run without tokens"),
     ),
+    _used(
+        "ts_open_inference_protocol",
+        read.boolean,
+        "`true`: `/v2` and what is below it answer as in KServe's v2 protocol; see below",
+    ),
     Key(
         "enable_envvars_config",
         Effect.USED,
@@ -135,13 +140,36 @@ _MODELS = (
         "Page tokens of the model list: `cursor` survives changes, `offset` is upstream's way (tserve's own key)",
     ),
     _used("default_service_handler", read.optional, "Handler of archives that name none"),
+    _used(
+        "service_envelope",
+        read.optional_choice("body", "json", "kserve", "kservev2"),
+        "What request and response bodies look like, for all models; see below",
+    ),
     _used("decode_input_request", read.boolean, "Workers decode JSON and text bodies for the handler"),
+    _used("ts_header_key_sequence_id", read.header_name, "Header with the id of a sequence, for stateful models"),
+    _used("ts_header_key_sequence_start", read.header_name, "Header that says `true` on a sequence's first request"),
+    _used("ts_header_key_sequence_end", read.header_name, "Header that ends a sequence, in requests and in answers"),
     _used("limit_max_image_pixels", read.boolean, "`false` lifts Pillow's limit on image size in vision handlers"),
+    _used(
+        "install_py_dep_per_model",
+        read.boolean,
+        "`true`: a model whose manifest names a `requirementsFile` gets an environment that has them; see below",
+    ),
+    _used(
+        "environment_timeout",
+        read.number(1),
+        "Seconds such an environment may take to be made; see below (tserve's own key)",
+    ),
 )
 
 _WORKERS = (
     _used("number_of_gpu", read.number(0), "Most GPUs to use, of those that are there; unset: all"),
     _used("python", read.program, "Another Python for all workers, a path or a name on PATH; see below"),
+    _used(
+        "blacklist_env_vars",
+        read.pattern,
+        "Regular expression; variables whose whole names match are hidden from workers; see below",
+    ),
     _used(
         "worker_start",
         read.choice("zygote", "fresh"),
@@ -188,18 +216,6 @@ _REFUSED = (
     _refused("certificate_file", _NO_TLS, "TLS; refused unless empty"),
     _refused("keystore", _NO_TLS, "TLS; refused unless empty"),
     _refused("enable_grpc_ssl", _KEEP_FALSE, "TLS for gRPC; refused unless `false`"),
-    _refused("service_envelope", read.must_be_empty("leave it out"), "Body formats; refused unless empty"),
-    _refused("ts_open_inference_protocol", _KEEP_FALSE, "KServe's v2 protocol; refused unless `false`"),
-    _refused(
-        "install_py_dep_per_model",
-        read.must_be(False, "install the packages beforehand and set it to false"),
-        "Installing an archive's requirements; refused unless `false`",
-    ),
-    _refused(
-        "blacklist_env_vars",
-        read.must_be_empty("start the server without those variables"),
-        "Variables to hide from workers; refused unless empty",
-    ),
 )
 
 _NOT_YET = {
@@ -226,9 +242,6 @@ _NOT_YET = {
     "cpu_launcher_args": "How to pin them",
     "ipex_enable": "Intel's extension for PyTorch",
     "ipex_gpu_enable": "Intel's extension on GPUs",
-    "ts_header_key_sequence_id": "Header with the id of a sequence",
-    "ts_header_key_sequence_start": "Header that starts a sequence",
-    "ts_header_key_sequence_end": "Header that ends a sequence",
 }
 
 _NO_MEANING = {

@@ -189,14 +189,42 @@ def patterns(given: Given) -> tuple[str, ...]:
     return items
 
 
+def pattern(given: Given) -> str | None:
+    """One regular expression, commas and all; an empty text is none."""
+    text = given.text.strip()
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise given.bad(f"a regular expression in Python's syntax; this is none: {error}") from error
+    return text or None
+
+
 def header_value(given: Given) -> str:
     if not given.text.isprintable() or not given.text.isascii():
         raise given.bad("printable ASCII, since it becomes a response header")
     return given.text.strip()
 
 
+def header_name(given: Given) -> str:
+    name = given.text.strip()
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        raise given.bad("the name of an HTTP header")
+    return name
+
+
 def optional(given: Given) -> str | None:
     return given.text.strip() or None
+
+
+def optional_choice(*choices: str) -> Parser:
+    """One of them, or an empty text for none."""
+
+    def parse(given: Given) -> str | None:
+        if given.text.strip() not in ("", *choices):
+            raise given.bad(f"{' or '.join(choices)}, or nothing")
+        return given.text.strip() or None
+
+    return parse
 
 
 _MODEL_FIELDS = {

@@ -23,7 +23,8 @@ def test_all_keys(tmp_path):
         "archiverVersion": "0.12.0",
         "model": {
             "modelName": "é name", "modelVersion": "1.5", "handler": "h.py:entry", "serializedFile": "w.pt",
-            "configFile": "model-config.yaml", "requirementsFile": "requirements.txt", "unknown": [1.5, None],
+            "configFile": "model-config.yaml", "requirementsFile": "requirements.txt",
+            "envelope": "kserve", "unknown": [1.5, None],
         },
     }  # fmt: skip
     assert read_manifest(written(tmp_path, json.dumps(raw))) == {
@@ -33,6 +34,7 @@ def test_all_keys(tmp_path):
         "runtime": "LSP",
         "config_file": "model-config.yaml",
         "requirements_file": "requirements.txt",
+        "envelope": "kserve",
         "raw": raw,
     }
 
@@ -127,6 +129,30 @@ def test_a_config(tmp_path):
     fields, warnings = config_of(tmp_path, text)
     expected = {"min_workers": 1, "max_workers": 2, "batch_size": 1, "device_ids": (0, 1), "response_timeout_s": 33}
     assert (fields, warnings) == (expected, [])
+
+
+def test_tensors(tmp_path):
+    text = "inputs:\n  - {name: a, datatype: FP32, shape: [-1, 4]}\noutputs: [{name: b, datatype: BYTES, shape: [1]}]\n"
+    fields, warnings = config_of(tmp_path, text)
+    assert fields == {
+        "inputs": ({"name": "a", "datatype": "FP32", "shape": [-1, 4]},),
+        "outputs": ({"name": "b", "datatype": "BYTES", "shape": [1]},),
+    }
+    assert warnings == []
+
+
+@pytest.mark.parametrize("value", ["{a: [[1]]}", "[[[1]]]", "[{name: a, datatype: b, shape: [[1]]}]", "[{name: [[]]}]"])
+def test_tensors_that_are_none(tmp_path, value):
+    fields, (warning,) = config_of(tmp_path, f"inputs: {value}\nminWorkers: 1\n")
+    assert fields == {"min_workers": 1}
+    assert "not a list of name, datatype and shape" in warning
+
+
+@pytest.mark.parametrize("value", ["*a29", "[*a29]", "[{name: *a29}]", "{a: *a29}", "*a1"])
+def test_a_bomb_in_the_tensors(tmp_path, value):
+    fields, (warning,) = config_of(tmp_path, f"{BOMB}minWorkers: 1\noutputs: {value}\n")
+    assert fields == {"min_workers": 1}
+    assert len(warning) <= 201
 
 
 def test_torchrun(tmp_path):

@@ -34,6 +34,16 @@ GROUPS = [
     "snapshot",
     "routes",
     "inference",
+    "handler-input",
+    "handler-results",
+    "custom-status",
+    "describe-custom",
+    "stream",
+    "tensor",
+    "kserve",
+    "envelope",
+    "batch",
+    "limits",
     "recovery",
 ]
 

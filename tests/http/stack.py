@@ -14,16 +14,27 @@ import trio
 from tests.http.client import Client
 from tests.services.stack import Services, running
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import BatchFailed, Frame, JobReply, JobRequest, Kind, decode_batch, encode_reply
+from tserve.domain.wire import Frame, HandlerFailed, JobReply, JobRequest, Kind, decode_batch, encode_reply
 from tserve.http.app import make_app
 from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
+from tserve.http.kserve import open_inference_routes, readiness_routes
 from tserve.http.listener import bind, serve
 from tserve.http.management import management_routes
 from tserve.http.routes import Table
 from tserve.runtime.launcher import Exit, WorkerGone
+from tserve.services.open_inference import OpenInference
 
-Handler = Callable[[WorkerSpec, JobRequest], JobReply | BatchFailed | None]
+
+@dataclass(frozen=True)
+class Streamed:
+    """Pieces, and then the end: an answer, a failure, or the worker's death."""
+
+    pieces: Sequence[JobReply]
+    end: JobReply | HandlerFailed | None
+
+
+Handler = Callable[[WorkerSpec, JobRequest], JobReply | HandlerFailed | Streamed | None]
 
 
 class Died(Exception):
@@ -70,8 +81,14 @@ class FunctionWorker:
         except Died:
             self._end()
             return
+        if isinstance(outcome, Streamed):
+            for piece in outcome.pieces:
+                self._sent.send_nowait(encode_reply(frame.id, [piece], kind=Kind.PIECE))
+            if outcome.end is None:
+                self._end()
+            outcome = outcome.end
         if outcome is not None:
-            reply = outcome if isinstance(outcome, BatchFailed) else [outcome]
+            reply = outcome if isinstance(outcome, HandlerFailed) else [outcome]
             self._sent.send_nowait(encode_reply(frame.id, reply))
 
     async def receive(self) -> Frame:
@@ -153,13 +170,20 @@ async def serving(folder: Path, *, shared: bool = False, **settings: Any) -> Asy
     async with running(folder, launcher=launcher, **settings) as services, trio.open_nursery() as nursery:
         told = services.settings
         management = management_routes(
-            services.management, services.describe, services.pages, services.history, model_api=told.enable_model_api
+            services.management,
+            services.describe,
+            services.inference,
+            services.pages,
+            services.history,
+            model_api=told.enable_model_api,
         )
+        protocol = OpenInference(services.registry, services.health)
         inference = [
             *health_routes(services.health),
+            *(open_inference_routes(protocol) if told.ts_open_inference_protocol else ()),
             *inference_routes(services.inference, services.health, services.management),
         ]
-        management = [*health_routes(services.health), *management]
+        management = [*health_routes(services.health), *management, *readiness_routes(protocol)]
         options = {"max_request_size": told.max_request_size, "cors": told.cors_headers}
         if shared:
             first = second = await start_app(nursery, [management, inference], **options)

@@ -419,3 +419,19 @@ async def test_many_clients_at_once(client: Client) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(50):
             nursery.start_soon(one, number)
+
+
+# -- cross-origin requests
+
+
+async def test_a_preflight_is_answered_where_cors_is_configured(nursery: trio.Nursery) -> None:
+    cors = (("access-control-allow-origin", "https://example.org"), ("access-control-allow-methods", "PUT"))
+    asks = [("Origin", "https://example.org"), ("Access-Control-Request-Method", "PUT")]
+    client = await start_app(nursery, [[]], cors=cors)
+    for target in ("/", "/models/m", "/predictions/m", "/nowhere"):
+        answer = await client.ask("OPTIONS", target, headers=asks)
+        assert (answer.status, answer.header("content-type")) == (200, "application/json")
+        assert answer.header("access-control-allow-origin") == "https://example.org"
+    assert (await client.ask("OPTIONS", "/nowhere")).status == 404
+    silent = await start_app(nursery, [[]])
+    assert (await silent.ask("OPTIONS", "/nowhere", headers=asks)).status == 404

@@ -17,7 +17,7 @@ import pytest
 from tests.http.client import Answer
 from tests.http.stack import Api, Died, serving
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import BatchFailed, JobReply, JobRequest
+from tserve.domain.wire import HandlerFailed, JobReply, JobRequest
 
 BAD, MODEL, VERSION = "BadRequestException", "ModelNotFoundException", "ModelVersionNotFoundException"
 INTERNAL, INVALID, NOT_BUILT = "InternalServerException", "InvalidModelException", "NotImplementedException"
@@ -139,7 +139,12 @@ MANAGEMENT = [
     Row("GET /models/%E6%A8%A1", 404, MODEL, "Model not found: \u6a21"),
     Row("GET /models/idle/9", 404, VERSION, "Model version: 9 does not exist for model: idle"),
     Row("GET /models/idle/set-default", 404, VERSION, "Model version: set-default does not exist for model: idle"),
-    Row("GET /models/idle?customized=true", 501, NOT_BUILT, "…"),
+    Row(
+        "GET /models/idle?customized=true",
+        503,
+        BUSY,
+        'Model "idle" has no worker to serve describe request. Please use scale workers API to add workers.',
+    ),
     Row("GET /models/fake?customized=true", 404, MODEL, "Model not found: fake"),
     # scale
     Row("PUT /models/fake", 404, MODEL, "Model not found: fake"),
@@ -218,13 +223,13 @@ INFERENCE = [
 ]
 
 
-def act(spec: WorkerSpec, request: JobRequest) -> JobReply | BatchFailed:
+def act(spec: WorkerSpec, request: JobRequest) -> JobReply | HandlerFailed:
     """A handler that does what the body says."""
     word, _, rest = request.inputs[0].value.decode().partition(" ")
     match word:
         case "fail":
             code, _, message = rest.partition(" ")
-            return BatchFailed(int(code), message, "Traceback …")
+            return HandlerFailed(int(code), message, "Traceback …")
         case "status":
             return JobReply(int(rest), "", {}, b"x")
         case "header":

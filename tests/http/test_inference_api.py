@@ -11,7 +11,7 @@ import trio
 from tests.http.stack import Api, serving, silent
 from tests.services.stack import until
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import BatchFailed, JobReply, JobRequest
+from tserve.domain.wire import HandlerFailed, JobReply, JobRequest
 
 FORM = "application/x-www-form-urlencoded"
 PLAIN = "text/plain"
@@ -21,12 +21,12 @@ FINE = JobReply(200, "", {}, b"fine")
 class Recorder:
     """A handler that keeps what it got and answers `reply`."""
 
-    def __init__(self, reply: JobReply | BatchFailed = FINE) -> None:
+    def __init__(self, reply: JobReply | HandlerFailed = FINE) -> None:
         self.reply = reply
         self.requests: list[JobRequest] = []
         self.specs: list[WorkerSpec] = []
 
-    def __call__(self, spec: WorkerSpec, request: JobRequest) -> JobReply | BatchFailed:
+    def __call__(self, spec: WorkerSpec, request: JobRequest) -> JobReply | HandlerFailed:
         self.requests.append(request)
         self.specs.append(spec)
         return self.reply
@@ -272,7 +272,7 @@ async def test_bytes_come_back_as_they_are(api: Api) -> None:
 
 
 async def test_what_failed_says_why(api: Api) -> None:
-    await api.up(Recorder(BatchFailed(503, "Prediction failed", "Traceback: the end")), name="noop")
+    await api.up(Recorder(HandlerFailed(503, "Prediction failed", "Traceback: the end")), name="noop")
     answer = await api.inference.post("/predictions/noop")
     assert answer.status == 503
     assert answer.json == {

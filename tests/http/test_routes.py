@@ -21,7 +21,7 @@ NOTHING: Any = None  # a service that no handler gets as far as calling
 
 
 def management(*, model_api: bool = True) -> Table:
-    return management_routes(NOTHING, NOTHING, NOTHING, NOTHING, model_api=model_api)
+    return management_routes(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, model_api=model_api)
 
 
 def inference() -> Table:

@@ -17,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.fakes import FakeLauncher, MemoryStore, Script
 from tserve.archive.keep import Keep
 from tserve.domain.actor import Actor
-from tserve.domain.devices import Devices, NoGpus, Placement
+from tserve.domain.devices import USAGE_UNKNOWN, Devices, Placement
 from tserve.domain.plan import PoolSpec
 from tserve.domain.registry import Contents, Registry
 from tserve.domain.versions import Key
@@ -79,6 +79,19 @@ def write_mar(
         for path, content in (entries | dict(files or {})).items():
             archive.writestr(path, content)
     return file
+
+
+class NoGpus:
+    """A machine with processors only."""
+
+    async def detect(self) -> None:
+        pass
+
+    def count(self) -> int:
+        return 0
+
+    def usage(self, gpu_id: int) -> str:
+        return USAGE_UNKNOWN
 
 
 class GatedStore(MemoryStore):
@@ -162,7 +175,8 @@ class Services:
         return await self.management.unregister(name, version, actor=TEST)
 
     async def predict(self, name: str = "noop", version: str | None = None, body: bytes = b"x") -> JobReply:
-        return await self.inference.predict(name, version, JobRequest("id", {}, (Input("body", "", body),)))
+        request = JobRequest("id", {}, (Input("body", "", body),))
+        return (await self.inference.predict(name, version, request)).first
 
     # -- what is there
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ ASK = {"batch_size": 2, "max_batch_delay": 3, "response_timeout": 4, "startup_ti
 YAML: dict[str, object] = {"batchSize": 12, "maxBatchDelay": 13, "responseTimeout": 14, "startupTimeout": 15}
 GIVEN = {"batch_size": 22, "max_batch_delay": 23, "response_timeout": 24, "startup_timeout": 25}
 SET = {"default_response_timeout": 34, "default_startup_timeout": 35}
+
+
+@pytest.mark.parametrize(
+    ("file", "on", "wanted_file"), [("r.txt", True, "r.txt"), ("r.txt", False, ""), (None, True, "")]
+)
+def test_what_its_workers_get_installed(file: str | None, on: bool, wanted_file: str) -> None:
+    archive = Archive("d", 1, replace(MANIFEST, requirements_file=file))
+    settings = Settings(**PLACE, install_py_dep_per_model=on, blacklist_env_vars=".*SECRET")
+    worker = pool_spec(wanted(), archive, Path("/kept"), settings).worker
+    assert (worker.requirements, worker.hidden_env) == (wanted_file, ".*SECRET")
 
 
 def test_the_whole_version() -> None:
@@ -252,6 +263,16 @@ def test_a_pool_spec() -> None:
 def test_a_pool_spec_of_an_archive_without_a_yaml() -> None:
     spec = pool_spec(wanted(), Archive("d", 1, MANIFEST), Path("/kept/d"), Settings(**PLACE, job_queue_size=8))
     assert (spec.queue_size, spec.retry_window_s) == (8, 300.0)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "setting", "envelope"),
+    [(None, None, ""), (None, "kserve", "kserve"), ("json", "kserve", "json"), ("other", None, "other")],
+)
+def test_the_manifests_envelope_wins(manifest: str | None, setting: str | None, envelope: str) -> None:
+    archive = Archive("d", 1, replace(MANIFEST, envelope=manifest))
+    spec = pool_spec(wanted(), archive, Path("/kept/d"), Settings(**PLACE, service_envelope=setting))
+    assert spec.worker.envelope == envelope
 
 
 def test_numbers_that_mean_nothing_are_clamped_in_effect() -> None:

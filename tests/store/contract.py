@@ -46,9 +46,16 @@ FULL_VERSION = Version(
 FULL_ARCHIVE = Archive(
     "d-full",
     2**40,
-    Manifest("full", "2", "h:f", None, "c.yaml", "r.txt", {"model": {"n": [1, 2.5, None]}, "\ud800": "\0\u20ac"}),
+    Manifest(
+        "full", "2", "h:f", None, "c.yaml", "r.txt", {"model": {"n": [1, 2.5, None]}, "\ud800": "\0\u20ac"}, "kserve"
+    ),
     ModelConfig(
-        min_workers=2, device_ids=(0, 3), device_type="gpu", use_venv=True, given=frozenset({"min_workers", "use_venv"})
+        min_workers=2,
+        device_ids=(0, 3),
+        device_type="gpu",
+        use_venv=True,
+        inputs=({"name": "é", "datatype": "FP32", "shape": [-1, 4]},),
+        given=frozenset({"min_workers", "use_venv", "inputs"}),
     ),
 )
 NOW = 1_700_000_000.25

@@ -26,6 +26,7 @@ _KEYS = {
     "handler": "handler",
     "config_file": "configFile",
     "requirements_file": "requirementsFile",
+    "envelope": "envelope",
 }
 
 
@@ -126,7 +127,7 @@ def read_config(folder: Path, config_file: object) -> tuple[dict[str, object] | 
 def _parse_config(content: bytes) -> tuple[str, dict[str, object], list[str]]:
     import yaml  # late: most archives have no config file, and it doubles the time the process takes to start
 
-    from tserve.domain.model_config import read_model_config
+    from tserve.domain.model_config import TENSORS, read_model_config
 
     # What the library raises over hostile text is not only its own errors (`!!int ""` is an IndexError).
     hostile = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
@@ -137,7 +138,9 @@ def _parse_config(content: bytes) -> tuple[str, dict[str, object], list[str]]:
         return f"cannot be parsed: {error}", {}, []
     if not isinstance(parsed, Mapping):
         return "is not a mapping" if parsed is not None else "is empty", {}, []
-    config, warnings = read_model_config({key: _flat(value) for key, value in parsed.items() if isinstance(key, str)})
+    keys = {key: _flat(value) for key, value in parsed.items() if isinstance(key, str) and key not in TENSORS}
+    tensors = {key: _tensors(parsed[key]) for key in TENSORS if key in parsed}
+    config, warnings = read_model_config(keys | tensors)
     return "", {name: getattr(config, name) for name in config.given}, warnings
 
 
@@ -164,6 +167,15 @@ def _flat(value: object) -> object:
     if isinstance(value, list):
         return value[:100] if all(_scalar(item) for item in value) else "a nested list"
     return value if _scalar(value) else f"a {type(value).__name__}"
+
+
+def _tensors(value: object) -> object:
+    """A list of objects, one level deeper: a shape is a list.  What is longer stays too long to be taken."""
+    if not isinstance(value, list):
+        return _flat(value)
+    return [
+        {k: _flat(v) for k, v in each.items()} if isinstance(each, Mapping) else _flat(each) for each in value[:100]
+    ]
 
 
 def _scalar(value: object) -> bool:

@@ -24,8 +24,9 @@ from tserve.errors import (
     TserveError,
 )
 from tserve.http.params import Query, split_path
-from tserve.http.render import all_headers, error_reply
+from tserve.http.render import all_headers, error_reply, json_reply
 from tserve.http.routes import Call, Reply, Table, find
+from tserve.services.inference import Stream
 
 REQUEST_LINE_LIMIT = 4096
 HEADER_LIMIT = 8192
@@ -45,13 +46,38 @@ def make_app(
     @app.before_request
     async def answer() -> Response:
         request_id = str(uuid.uuid4())
-        reply = await _reply(table, request_id, max_request_size)
-        response = Response(reply.body, reply.status)
+        reply = json_reply(200, {}) if cors and _is_preflight() else await _reply(table, request_id, max_request_size)
+        response = Response(reply.body if reply.rest is None else _Parts(reply.body, reply.rest), reply.status)
         response.headers.clear()
         response.headers.extend(all_headers(reply, request_id, cors))
         return response
 
     return app
+
+
+def _is_preflight() -> bool:
+    """A browser asks whether a page of another origin may send a request; the headers of each answer say it."""
+    return request.method == "OPTIONS" and "access-control-request-method" in request.headers
+
+
+class _Parts:
+    """The body of a streamed answer, each part in a chunk of its own."""
+
+    def __init__(self, first: bytes, rest: Stream) -> None:
+        self._first: bytes | None = first
+        self._rest = rest
+
+    def __aiter__(self) -> _Parts:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return await anext(self._rest)
+
+    async def aclose(self) -> None:
+        await self._rest.aclose()
 
 
 async def _reply(table: Table, request_id: str, max_request_size: int) -> Reply:

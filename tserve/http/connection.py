@@ -29,6 +29,8 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import parse_socket_addr
 
+from tserve.errors import StreamCut
+
 from tserve.http.http1 import Http1
 
 KEEP_ALIVE_S = 75.0  # a connection without a request, and without a byte of one
@@ -84,6 +86,8 @@ async def _run_app(app: AppWrapper, scope: Scope, receive: ASGIReceiveCallable, 
             await send({"type": "websocket.close", "code": 1000, "reason": None})
         else:
             await app(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+    except* StreamCut as group:  # the client sees that the last chunk is missing
+        log.warning("a streamed answer at %r was cut short: %s", scope.get("path"), group.exceptions[0])
     except* Exception as group:
         log.error("the application failed at %r", scope.get("path"), exc_info=group)
     await send(None)

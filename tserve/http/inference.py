@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
-from tserve.domain.wire import Input, JobReply, JobRequest
-from tserve.errors import BadRequest, InternalServer, NotYetBuilt
+from tserve.domain.wire import Input, JobRequest
+from tserve.errors import BadRequest, NotYetBuilt
 from tserve.http.inputs import query_inputs, read_inputs
-from tserve.http.render import json_reply
+from tserve.http.render import handler_reply, json_reply
 from tserve.http.routes import ANY, Call, Reply, Route, Table
 from tserve.services.health import Health
 from tserve.services.inference import Inference
 from tserve.services.management import Management
-
-HEADERS_BYTES = 32 << 10  # common clients refuse a line of 64 KiB
-_STATUSES = range(200, 1000)
-_BODILESS = (204, 304)
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 def inference_routes(inference: Inference, health: Health, management: Management) -> Table:
@@ -29,6 +21,10 @@ def inference_routes(inference: Inference, health: Health, management: Managemen
         Route(ANY, "/predictions/{name}/{version}/...", api.predict),
         Route(ANY, "/explanations/{name}", api.explain),
         Route(ANY, "/explanations/{name}/{version}/...", api.explain),
+        Route(ANY, "/v1/models/{name}:predict", api.predict_default),
+        Route(ANY, "/v1/models/{name}:explain", api.explain_default),
+        Route(ANY, "/v2/models/{name}/infer", api.predict_default),
+        Route(ANY, "/v2/models/{name}/explain", api.explain_default),
         Route(ANY, "/invocations", api.invoke),
         Route(ANY, "/models/{name}/invoke", api.invoke_model),
         Route(ANY, "/{name}/predict", api.invoke_model),
@@ -58,6 +54,18 @@ class _InferenceApi:
         self._inference.exists(name, version)
         added = {"explain": str(explain), "url_path": "/".join(call.rest)}
         return await self._answer(call, name, version, await self._inputs(call), added)
+
+    async def predict_default(self, call: Call) -> Reply:
+        """KServe's paths are further names of the same; bodies are the envelope's business (section 7)."""
+        return await self._predict_default(call, explain=False)
+
+    async def explain_default(self, call: Call) -> Reply:
+        return await self._predict_default(call, explain=True)
+
+    async def _predict_default(self, call: Call, *, explain: bool) -> Reply:
+        name = call.args["name"]
+        self._inference.exists(name, None)
+        return await self._answer(call, name, None, await self._inputs(call), {"explain": str(explain)})
 
     async def invoke(self, call: Call) -> Reply:
         """The model is named by the query, else is the only one loaded at start, else by a form field (section 1)."""
@@ -89,18 +97,5 @@ class _InferenceApi:
         if call.method == "OPTIONS":
             raise NotYetBuilt("The API description of a model is not served by this release yet.")
         request = JobRequest(call.request_id, {**dict(call.headers), **added}, inputs)
-        reply = await self._inference.predict(name, version, request)
-        return _http_reply(reply)
-
-
-def _http_reply(reply: JobReply) -> Reply:
-    """What the handler answered, if HTTP can carry it.  Raises InternalServer."""
-    if reply.status not in _STATUSES:
-        raise InternalServer(f"The handler set a status that HTTP does not allow: {reply.status}", code=503)
-    headers = tuple((name, value.strip()) for name, value in reply.headers.items())
-    if sum(len(name) + len(value) for name, value in headers) > HEADERS_BYTES:
-        raise InternalServer(f"The handler set more than {HEADERS_BYTES} bytes of headers.", code=503)
-    for name, value in headers:
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise InternalServer(f"The handler set a header that HTTP does not allow: {name!r}: {value!r}", code=503)
-    return Reply(reply.status, b"" if reply.status in _BODILESS else reply.body, headers)
+        answer = await self._inference.predict(name, version, request)
+        return handler_reply(answer.first, answer.rest)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tserve.domain.actor import Actor
-from tserve.errors import MethodNotAllowed, NotYetBuilt, TserveError
+from tserve.domain.wire import JobRequest
+from tserve.errors import MethodNotAllowed, NotYetBuilt
 from tserve.http.history import history_routes
 from tserve.http.lenient_json import parse_object
 from tserve.http.params import JsonBody, Parameters
-from tserve.http.render import json_reply, status_reply
+from tserve.http.render import JSON_TYPE, handler_reply, json_reply, status_reply
 from tserve.http.routes import Call, Reply, Route, Table
 from tserve.services.describe import Describe
 from tserve.services.desired import RegisterRequest
 from tserve.services.history import History
+from tserve.services.inference import Inference
 from tserve.services.management import Management, Progress, Result, ScaleRequest
 from tserve.services.pages import Pages
 
@@ -19,10 +23,16 @@ _STATUS = {Progress.DONE: 200, Progress.ACCEPTED: 202, Progress.PARTLY: 206}
 
 
 def management_routes(
-    management: Management, describe: Describe, pages: Pages, history: History, *, model_api: bool
+    management: Management,
+    describe: Describe,
+    inference: Inference,
+    pages: Pages,
+    history: History,
+    *,
+    model_api: bool,
 ) -> Table:
     """`model_api` off refuses register and unregister before anything is read (section 1.11)."""
-    api = _ManagementApi(management, describe, pages)
+    api = _ManagementApi(management, describe, inference, pages)
     register, unregister = (api.register, api.unregister) if model_api else (_refuse, _refuse)
     return [
         Route(frozenset({"GET"}), "/models", api.list),
@@ -57,9 +67,10 @@ async def _no_workflows(call: Call) -> Reply:
 
 
 class _ManagementApi:
-    def __init__(self, management: Management, describe: Describe, pages: Pages) -> None:
+    def __init__(self, management: Management, describe: Describe, inference: Inference, pages: Pages) -> None:
         self._management = management
         self._describe = describe
+        self._inference = inference
         self._pages = pages
 
     async def list(self, call: Call) -> Reply:
@@ -110,10 +121,13 @@ class _ManagementApi:
 
     async def describe(self, call: Call) -> Reply:
         name, version = call.args["name"], call.args.get("version")
-        described = self._describe.all(name) if version == "all" else self._describe.one(name, version)
-        if version != "all" and call.query.flag("customized"):
-            raise _CUSTOMIZED
-        return json_reply(200, described)
+        if version == "all":
+            return json_reply(200, self._describe.all(name))
+        if not call.query.flag("customized"):
+            return json_reply(200, self._describe.one(name, version))
+        said = await self._inference.describe(name, version, JobRequest(call.request_id, dict(call.headers), ()))
+        reply = json_reply(said.status, self._describe.one(name, version, said=said.body))
+        return replace(reply, headers=_with_type(handler_reply(said).headers))
 
     async def unregister(self, call: Call) -> Reply:
         result = await self._management.unregister(call.args["name"], call.args.get("version"), actor=_actor(call))
@@ -124,7 +138,9 @@ class _ManagementApi:
         return _command(result)
 
 
-_CUSTOMIZED: TserveError = NotYetBuilt("customized=true is not served by this release yet.")
+def _with_type(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """A handler's own content type counts, as recorded; without one it is JSON."""
+    return headers if any(name.lower() == "content-type" for name, _ in headers) else (*headers, JSON_TYPE)
 
 
 def _actor(call: Call) -> Actor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tserve.errors import MethodNotAllowed, ResourceNotFound
 from tserve.http.params import Query
+from tserve.services.inference import Stream
 
 ANY = frozenset({"*"})
 
@@ -39,11 +40,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: `headers` come before the ones that every answer has."""
+    """An answer: `headers` come before the ones that every answer has.
+
+    `rest`, where there is one, is what follows `body`, part by part; it has an `aclose` to be called in any case.
+    """
 
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    rest: Stream | None = None
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
@@ -51,7 +56,10 @@ Handler = Callable[[Call], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`pattern`: literal segments, `{name}` for any one, a last `...` for the rest."""
+    """`pattern`: literal segments, `{name}` for any one, a last `...` for the rest.
+
+    `{name}:word` is a segment that contains `:word`; the name is what stands before it.
+    """
 
     methods: frozenset[str]
     pattern: str
@@ -71,7 +79,10 @@ class Route:
         args = {}
         for want, have in zip(segments, path, strict=True):
             if want.startswith("{"):
-                args[want[1:-1]] = have
+                name, _, mark = want[1:].partition("}")
+                if mark not in have:
+                    return None
+                args[name] = have.partition(mark)[0] if mark else have
             elif want != have:
                 return None
         return args, rest

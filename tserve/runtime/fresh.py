@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from tserve.domain.plan import WorkerSpec
@@ -18,24 +19,43 @@ from tserve.runtime.family import Family
 from tserve.runtime.worker import ProcessWorker, living, wires
 
 ROOT = str(Path(__file__).resolve().parents[2])
-# Appended, not put first: nothing in the package's parent folder may hide what is installed.  -P keeps the
-# working folder, a model's, out of the path until the worker puts it there itself.
-_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from tserve.child.{0} import main; main(sys.argv[1:])"
+# First for these two packages, which an environment's requirements may bring in another edition; last for all others:
+# nothing else in their parent folder may hide what is installed.  -P keeps the working folder, a model's, out of the
+# path until the worker puts it there itself.
+_BOOT = (
+    "import sys, pathlib; sys.path.insert(0, sys.argv.pop(1)); import tserve, ts; sys.path.append(sys.path.pop(0)); "
+    "from tserve.child.{0} import main; main(sys.argv[1:])"
+)
+
+
+def environ_without(hidden: str, *, but: str = "") -> dict[str, str]:
+    """This process's environment less the variables whose whole names match, but those that begin with `but`."""
+    kept = {name: value for name, value in os.environ.items() if but and name.startswith(but)}
+    return kept | {name: value for name, value in os.environ.items() if not hidden or not re.fullmatch(hidden, name)}
 
 
 def spawn(
-    module: str, arguments: Sequence[str], *, output: int, given: int, interpreter: str | None, session: bool
+    module: str,
+    arguments: Sequence[str],
+    *,
+    output: int,
+    given: Sequence[int] = (),
+    interpreter: str | None,
+    session: bool,
+    environ: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
     """Run `main` of a module of tserve.child: its pid and pidfd, which is also how it is to be reaped.
 
-    The process leads its own group, with `session` its own session too.  Raises OSError and leaves nothing.
+    The process leads its own group, with `session` its own session too.  `given` are descriptors that it inherits;
+    `environ` is this process's own unless given.  Raises OSError and leaves nothing.
     """
     process = subprocess.Popen(
         [interpreter or sys.executable, "-P", "-c", _BOOT.format(module), ROOT, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        pass_fds=(given,),
+        pass_fds=given,
+        env=environ,
         start_new_session=session,
         process_group=None if session else 0,
     )
@@ -63,9 +83,10 @@ class FreshLauncher:
                 "main",
                 [str(given), str(os.getpid())],
                 output=ends.write_end,
-                given=given,
+                given=[given],
                 interpreter=spec.interpreter,
                 session=True,
+                environ=environ_without(spec.hidden_env),
             )
         self._family.add(pid)
         worker = ProcessWorker(pid, pidfd, ends, spec, label=label, family=self._family)

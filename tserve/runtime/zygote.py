@@ -1,8 +1,8 @@
 """Workers forked from the zygote (tserve/child/zygote.py): torch is imported once, and its pages are shared.
 
 The zygote is started again when it dies; running workers are the server's own children and live on.  Where it
-cannot be had, and for versions with an interpreter of their own, workers start in fresh interpreters.  One that
-imports nothing and forks nothing still ends the groups of the workers when the server dies.
+cannot be had, and for versions with an interpreter or an environment of their own, workers start in fresh
+interpreters.  One that imports nothing and forks nothing still ends the groups of the workers when the server dies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import trio
@@ -22,7 +22,7 @@ import trio
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import CONTROL_BYTES
 from tserve.runtime.family import Family
-from tserve.runtime.fresh import FreshLauncher, spawn
+from tserve.runtime.fresh import FreshLauncher, environ_without, spawn
 from tserve.runtime.process import ChildProcess
 from tserve.runtime.worker import ProcessWorker, Wires, living, wires
 
@@ -40,13 +40,16 @@ class ZygoteGone(Exception):
 class ZygoteLauncher:
     """Forks workers from a zygote (tserve.runtime.launcher.Launcher).  `run` must be running.
 
-    `forks=False` has the zygote watch only; workers then start in fresh interpreters.
+    `forks=False` has the zygote watch only; workers then start in fresh interpreters.  `hidden_env` names, as that of
+    a WorkerSpec does, the variables that the zygote itself does not get: what it had, its workers would still show
+    in /proc.  Workers that others are hidden from start in fresh interpreters.
     """
 
-    def __init__(self, family: Family, fresh: FreshLauncher, *, forks: bool = True) -> None:
+    def __init__(self, family: Family, fresh: FreshLauncher, *, forks: bool = True, hidden_env: str = "") -> None:
         self._family = family
         self._fresh = fresh
         self._forks = forks
+        self._hidden_env = hidden_env
         self._zygote: _Zygote | None = None
         self._broken = False  # the last one did not come up
         self._wanted = trio.Event()
@@ -81,7 +84,8 @@ class ZygoteLauncher:
     async def _one_zygote(self) -> int | None:
         """From the start of a zygote to its end: how many workers it forked, None when it did not come up."""
         try:
-            async with _zygote(self._family, "fork" if self._forks else "watch") as zygote:
+            duty = "fork" if self._forks else "watch"
+            async with _zygote(self._family, duty, environ_without(self._hidden_env)) as zygote:
                 came_up = await zygote.ready()
                 if came_up:
                     self._become(zygote)
@@ -104,7 +108,7 @@ class ZygoteLauncher:
     @contextlib.asynccontextmanager
     async def launch(self, spec: WorkerSpec, *, label: str) -> AsyncIterator[ProcessWorker]:
         self.warm()
-        own = not self._forks or spec.interpreter is not None
+        own = not self._forks or spec.interpreter is not None or spec.hidden_env != self._hidden_env
         worker = None if own else await self._fork(spec, label)
         if worker is None:
             async with self._fresh.launch(spec, label=label) as fresh:
@@ -225,7 +229,7 @@ class _Zygote:
 
 
 @contextlib.asynccontextmanager
-async def _zygote(family: Family, duty: str) -> AsyncIterator[_Zygote]:
+async def _zygote(family: Family, duty: str, environ: Mapping[str, str]) -> AsyncIterator[_Zygote]:
     """Start a zygote, and end it with the block.  Raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
@@ -234,8 +238,15 @@ async def _zygote(family: Family, duty: str) -> AsyncIterator[_Zygote]:
             read_end, write_end = os.pipe()
             try:
                 given = theirs.fileno()
-                arguments = [str(given), str(os.getpid()), duty]
-                pid, pidfd = spawn("zygote", arguments, output=write_end, given=given, interpreter=None, session=False)
+                pid, pidfd = spawn(
+                    "zygote",
+                    [str(given), str(os.getpid()), duty],
+                    output=write_end,
+                    given=[given],
+                    interpreter=None,
+                    session=False,
+                    environ=environ,
+                )
             except OSError:
                 os.close(read_end)
                 raise

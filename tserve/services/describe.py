@@ -6,6 +6,7 @@ Keys and their order are the contract's (spec/management.md section 6); what tse
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Final
 
@@ -44,9 +45,16 @@ class Describe:
         self._settings = settings
         self._devices = devices
 
-    def one(self, name: str, version: str | None) -> list[dict[str, object]]:
-        """The version asked for, the default one when none is.  Raises ModelNotFound, ModelVersionNotFound."""
-        return [self._describe(self._registry.find(name, version))]
+    def one(self, name: str, version: str | None, *, said: bytes = b"") -> list[dict[str, object]]:
+        """The version asked for, the default one when none is; `said` is what its handler says of itself, as JSON.
+
+        Raises ModelNotFound, ModelVersionNotFound.
+        """
+        described = self._describe(self._registry.find(name, version))
+        if said:
+            beyond = described.pop("tserve")
+            described |= {"customizedMetadata": _metadata(said), "tserve": beyond}
+        return [described]
 
     def all(self, name: str) -> list[dict[str, object]]:
         """Every version, oldest registration first (the recorded order is a hash's).  Raises ModelNotFound."""
@@ -120,6 +128,22 @@ class Describe:
             "gpuUsage": usage,
             "tserve": _worker_detail(slot, tail),
         }
+
+
+def _metadata(said: bytes) -> object:
+    """The JSON object that a handler answered; empty for anything else (section 6.1)."""
+    try:
+        metadata = json.loads(said)
+    except (ValueError, RecursionError):
+        return {}
+    return _without_nulls(metadata) if isinstance(metadata, dict) else {}
+
+
+def _without_nulls(value: object) -> object:
+    """Members that are null are left out, at any depth, as recorded."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _tail(slots: int) -> int:

@@ -5,6 +5,7 @@ Precedence, highest first: parameter of the call, archive yaml, `models` propert
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 from tserve.domain.devices import usable
 from tserve.domain.model_config import ModelConfig
-from tserve.domain.plan import MOST_WORKERS, PoolSpec, WorkerSpec
+from tserve.domain.plan import MOST_WORKERS, PoolSpec, SequenceLimits, WorkerSpec
 from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import BadRequest, InvalidModel, WorkerInitialization
 from tserve.runtime.processors import processors
@@ -166,6 +167,23 @@ def queue_size(archive: Archive, settings: Settings) -> int:
     return (archive.config or _NO_CONFIG).job_queue_size or settings.job_queue_size
 
 
+def _sequences(config: ModelConfig) -> SequenceLimits | None:
+    """Only with an idle time are requests grouped by sequence (spec/inference.md section 9.3)."""
+    if not config.sequence_batching or config.sequence_max_idle_ms <= 0:
+        return None
+    return SequenceLimits(
+        most=config.max_num_sequence,
+        most_waiting=config.max_sequence_job_queue_size,
+        max_idle_s=config.sequence_max_idle_ms / 1000,
+        timeout_s=config.sequence_timeout_ms / 1000 or math.inf,
+    )
+
+
+def requirements_of(archive: Archive, settings: Settings) -> str:
+    """The file of packages that the archive's workers get installed; empty for none."""
+    return (archive.manifest.requirements_file or "") if settings.install_py_dep_per_model else ""
+
+
 def pool_spec(
     version: Version, archive: Archive, model_dir: Path, settings: Settings, *, gpus: int = 0, cores: int | None = None
 ) -> PoolSpec:
@@ -190,7 +208,16 @@ def pool_spec(
             decode_input=settings.decode_input_request,
             limit_max_image_pixels=settings.limit_max_image_pixels,
             max_response_size=settings.max_response_size,
+            asynchronous=config.async_communication,
+            sequence_headers=(
+                settings.ts_header_key_sequence_id,
+                settings.ts_header_key_sequence_start,
+                settings.ts_header_key_sequence_end,
+            ),
             interpreter=settings.python if settings.python != sys.executable else None,
+            requirements=requirements_of(archive, settings),
+            hidden_env=settings.blacklist_env_vars or "",
+            envelope=archive.manifest.envelope or settings.service_envelope or "",
             threads=threads_per_worker(settings, workers=workers, cores=processors() if cores is None else cores),
             memory_limit=settings.worker_memory_limit << 20,
             process_limit=settings.worker_process_limit,
@@ -205,6 +232,10 @@ def pool_spec(
         startup_timeout_s=float(max(0, version.startup_timeout)),
         retry_window_s=float(config.max_retry_timeout_s),
         queue_size=queue_size(archive, settings),
+        client_timeout_s=config.client_timeout_ms / 1000 or math.inf,
+        job_ticket=config.use_job_ticket,
+        continuous=config.continuous_batching,
+        sequences=_sequences(config),
         most_restarts=settings.max_worker_restarts,
         restart_period_s=float(settings.worker_restart_period),
         gpus=devices.gpus,

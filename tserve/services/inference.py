@@ -2,14 +2,113 @@
 
 from __future__ import annotations
 
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import trio
 
 from tserve.domain.registry import Registry
 from tserve.domain.wire import JobReply, JobRequest
-from tserve.errors import ServiceUnavailable, TserveError
-from tserve.runtime.jobs import Job, Outcome
-from tserve.runtime.pool import NoCapacity
+from tserve.errors import AnswerTimeout, InternalServer, ServiceUnavailable, StreamCut, TserveError
+from tserve.runtime.jobs import Job, Outcome, Purpose
+from tserve.runtime.pool import NoCapacity, Pool
 from tserve.runtime.reconcile import Reconciler
+
+STREAM_BYTES = 64 << 20  # of a streamed answer that its client has not read: more, and the client is given up
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the handler answered; `rest` is there when more follows what `first` has of the body."""
+
+    first: JobReply
+    rest: Stream | None = None
+
+
+class Stream:
+    """The further parts of a streamed answer, to be iterated once and closed.
+
+    Raises StreamCut when the answer cannot be brought to its end: its status has been sent by then.
+    """
+
+    def __init__(self, inbox: _Inbox) -> None:
+        self._inbox = inbox
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            part = await self._inbox.next()
+        except TserveError as e:
+            raise StreamCut(e) from e
+        if part is None:
+            raise StopAsyncIteration
+        return part.body
+
+    async def aclose(self) -> None:
+        self._inbox.leave()
+
+
+class _Inbox:
+    """What comes back for one job, until its client has taken it."""
+
+    def __init__(self, pool: Pool, request: JobRequest, asked: str | None, purpose: Purpose, sequence: str) -> None:
+        self._pool = pool
+        self._parts: deque[JobReply] = deque()
+        self._bytes = 0
+        self._outcome: Outcome | None = None
+        self._taken = False
+        self._arrived = trio.Event()
+        self.job = Job(
+            request,
+            self._on_done,
+            on_piece=self._on_piece,
+            asked_version=asked,
+            purpose=purpose,
+            sequence=sequence,
+            ends_sequence=bool(sequence) and _header(request, pool.sequence_headers[2]).lower() == "true",
+        )
+
+    def _on_piece(self, piece: JobReply) -> None:
+        self._bytes += len(piece.body)
+        if self._bytes > STREAM_BYTES:
+            self.job.finish(InternalServer(f"The client left more than {STREAM_BYTES} bytes of the stream unread."))
+            return
+        self._parts.append(piece)
+        self._arrived.set()
+
+    def _on_done(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._arrived.set()
+
+    @property
+    def more(self) -> bool:
+        """Whether anything follows what was taken."""
+        return not self._taken
+
+    async def next(self) -> JobReply | None:
+        """The next part, the last one included; None after that.  Raises TserveError for a failure."""
+        while not self._parts and self._outcome is None:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        if self._parts:
+            part = self._parts.popleft()
+            self._bytes -= len(part.body)
+            return part
+        if self._taken:
+            return None
+        self._taken = True
+        if isinstance(self._outcome, TserveError):
+            raise self._outcome
+        return self._outcome
+
+    def leave(self) -> None:
+        """Nobody waits any more: free the place in the queue; what a worker has in hand runs on."""
+        if not self.job.done:
+            self._pool.discard(self.job)
 
 
 class Inference:
@@ -21,35 +120,76 @@ class Inference:
         """Raises ModelNotFound, ModelVersionNotFound."""
         self._registry.find(name, version)
 
-    async def predict(self, name: str, version: str | None, request: JobRequest) -> JobReply:
-        """The handler's answer.
+    async def predict(self, name: str, version: str | None, request: JobRequest) -> Answer:
+        """The handler's answer, or its beginning.
 
-        Raises ModelNotFound, ModelVersionNotFound, ServiceUnavailable when no worker can take the request, and
-        InternalServer for what became of it in the worker.  Cancelling gives the request's place in the queue
-        free; a batch already in a worker's hand runs on.
+        Raises ModelNotFound, ModelVersionNotFound, ServiceUnavailable when no worker can take the request,
+        AnswerTimeout when the version has a limit for that, and InternalServer for what became of it in the worker.
+        Cancelling gives the request's place in the queue free; a batch already in a worker's hand runs on.
         """
         key = self._registry.find(name, version).key
         pool = self._reconciler.pool(key)
-        done = trio.Event()
-        outcomes: list[Outcome] = []
-
-        def finish(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            done.set()
-
-        job = Job(request, finish, asked_version=version)
         try:
             if pool is None:
                 raise NoCapacity("no_worker")
-            pool.submit(job)
+            inbox = _accept(pool, request, version)
         except NoCapacity as e:
             raise ServiceUnavailable.no_worker(name, version, cause=e.cause()) from None
+        first: JobReply | None = None
         try:
-            await done.wait()
+            with trio.move_on_after(pool.client_timeout_s):
+                first = await inbox.next()
         finally:
-            if not done.is_set():
-                pool.discard(job)
-        outcome = outcomes[0]
-        if isinstance(outcome, TserveError):
-            raise outcome
-        return outcome
+            if first is None:
+                inbox.leave()
+        if first is None:
+            raise AnswerTimeout(pool.client_timeout_s)
+        return Answer(first, Stream(inbox) if inbox.more else None)
+
+    async def describe(self, name: str, version: str | None, request: JobRequest) -> JobReply:
+        """What the handler says of itself (spec/management.md section 6.1).
+
+        Raises as `predict` does, with a sentence of its own when no worker can take the request.
+        """
+        headers = {key: value for key, value in request.headers.items() if key.lower() != "describe"}
+        asked = replace(request, headers={**headers, "describe": "True"})
+        try:
+            answer = await self.predict(name, version, asked)
+        except ServiceUnavailable as e:
+            raise ServiceUnavailable.no_worker_to_describe(name, cause=e.cause) from None
+        body = answer.first.body
+        if answer.rest is not None:
+            body += b"".join([part async for part in answer.rest])
+        return replace(answer.first, body=body)
+
+
+def _accept(pool: Pool, request: JobRequest, asked: str | None) -> _Inbox:
+    """Queue a request; one of a stateful version gets its sequence's id.  Raises NoCapacity."""
+    purpose, sequence = _purpose(request), ""
+    if pool.stateful and purpose is not Purpose.DESCRIBE:
+        request, sequence = _in_sequence(request, pool.sequence_headers)
+    inbox = _Inbox(pool, request, asked, purpose, sequence)
+    pool.submit(inbox.job)
+    return inbox
+
+
+def _purpose(request: JobRequest) -> Purpose:
+    """What handlers look at, too (spec/inference.md sections 1.2 and 13)."""
+    if request.headers.get("describe") == "True":
+        return Purpose.DESCRIBE
+    return Purpose.EXPLAIN if request.headers.get("explain") == "True" else Purpose.PREDICT
+
+
+def _in_sequence(request: JobRequest, names: Sequence[str]) -> tuple[JobRequest, str]:
+    """The request with the id of its sequence under the name that handlers ask for; without one it begins its own."""
+    id_name, start_name, _ = names
+    sequence = _header(request, id_name)
+    added = {id_name: sequence}
+    if not sequence:
+        sequence = f"ts-seq-{uuid.uuid4()}"
+        added = {id_name: sequence, start_name: "true"}
+    return replace(request, headers={**request.headers, **added}), sequence
+
+
+def _header(request: JobRequest, name: str) -> str:
+    return next((value for key, value in request.headers.items() if key.lower() == name.lower()), "")

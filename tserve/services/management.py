@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 
@@ -23,6 +24,7 @@ from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import BadRequest, InternalServer, ModelVersionNotFound, TserveError
 from tserve.runtime.pool import Pool, Settled
 from tserve.runtime.reconcile import Reconciler
+from tserve.services.dependencies import Dependencies
 from tserve.services.desired import RegisterRequest, check_runtime, check_workers, cut_to_devices, version_of
 from tserve.services.history import History
 from tserve.services.ports import Store
@@ -82,6 +84,7 @@ class Management:
         settings: Settings,
         history: History,
         devices: Devices,
+        dependencies: Dependencies | None = None,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -90,6 +93,7 @@ class Management:
         self._settings = settings
         self._history = history
         self._devices = devices
+        self._dependencies = dependencies
         self._changing = trio.Lock()
         self._send_work, self._work = trio.open_memory_channel[_Work](math.inf)
         self.startup_names: set[str] = set()  # models that this start loaded by name
@@ -123,8 +127,9 @@ class Management:
     async def register(self, ask: RegisterRequest, *, actor: Actor, at_startup: bool = False) -> Result:
         """Register an archive as a version (spec/management.md sections 1.4 and 3).
 
-        Raises BadRequest, ModelNotFound, InvalidModel, DownloadFailed, Conflict, and InternalServer when the
-        archive cannot be kept or a worker of a synchronous call cannot be started: nothing is left of it then.
+        Raises BadRequest, ModelNotFound, InvalidModel, DownloadFailed, Conflict, DependenciesFailed, and
+        InternalServer when the archive cannot be kept or a worker of a synchronous call cannot be started: nothing is
+        left of it then.
         """
         if ask.url is None:
             raise BadRequest("Parameter url is required.", cause={"field": "url"})
@@ -136,7 +141,8 @@ class Management:
             held = self._registry.get(version.key)
             if at_startup and held is not None:
                 _log_differences(held, version)
-            await self._add(version, archive, actor)
+            async with self._dependencies.admit(version, archive) if self._dependencies else nullcontext():
+                await self._add(version, archive, actor)
         key = version.key
         if at_startup:
             self.startup_names.add(key.name)
@@ -292,6 +298,8 @@ class Management:
         if pool is not None:
             await pool.gone.wait()
         await self._keep.release(version.digest, referenced=self._registry.references)
+        if self._dependencies is not None:
+            await self._dependencies.release()
 
     async def _hand_on_default(self, key: Key, actor: Actor) -> None:
         """Another version came while this one failed to start: it must not be kept from leaving as the default."""

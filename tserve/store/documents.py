@@ -39,8 +39,7 @@ def write_config(config: ModelConfig) -> str:
 
 def read_config(text: str) -> ModelConfig:
     document = _known(text, _CONFIG_DEFAULTS)
-    if document.get("device_ids") is not None:
-        document["device_ids"] = tuple(document["device_ids"])
+    document |= {name: tuple(value) for name, value in document.items() if isinstance(value, list)}
     document["given"] = frozenset(document.get("given", ()))
     return ModelConfig(**document)
 
