@@ -188,11 +188,11 @@ class ServiceUnavailable(TserveError):
 
 
 class StreamCut(Exception):
-    """A streamed answer ends before its end: the connection is all that can still tell the client."""
+    """A streamed answer breaks off by `error`: the connection is all that can still tell the client."""
 
-    def __init__(self, cause: TserveError) -> None:
-        super().__init__(cause.message)
-        self.cause = cause.cause
+    def __init__(self, error: TserveError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 class StartError(Exception):

@@ -206,6 +206,16 @@ def test_requirements_that_are_not_installed(loaded: Loader, lines: str, verb: s
     assert found.detail.endswith(f"; needs.txt {verb} not installed, since install_py_dep_per_model is off")
 
 
+@pytest.mark.parametrize(("lines", "verb"), [("not-installed\n", "lists it and"), ("other\n", "does not list it, and")])
+def test_requirements_that_are_installed(loaded: Loader, lines: str, verb: str) -> None:
+    """Whose file of requirements does not bring the module."""
+    manifest = {"model": {"requirementsFile": "needs.txt"}}
+    files = {"needs.txt": lines}
+    found = failure(loaded, "import not_installed\n", files, manifest=manifest, requirements="needs.txt")
+    assert found.reason == "missing_requirement"
+    assert found.detail.endswith(f"; needs.txt {verb} is installed")
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [

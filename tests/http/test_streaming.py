@@ -89,6 +89,12 @@ async def test_a_describe_call_joins_a_stream(api: Api) -> None:
     assert described["customizedMetadata"] == {"a": 1}
 
 
+async def test_a_describe_call_whose_stream_breaks(api: Api) -> None:
+    await api.up(lambda spec, request: streamed('{"a"', end=HandlerFailed(503, "Prediction failed", "trace")))
+    answer = await api.management.get("/models/noop?customized=true")
+    assert (answer.status, answer.json["message"]) == (503, "Prediction failed")
+
+
 async def test_a_client_that_reads_nothing_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """It costs the server no more than what may wait for it, and nobody else anything."""
     monkeypatch.setattr(inference, "STREAM_BYTES", 1 << 20)

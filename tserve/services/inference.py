@@ -157,10 +157,13 @@ class Inference:
             answer = await self.predict(name, version, asked)
         except ServiceUnavailable as e:
             raise ServiceUnavailable.no_worker_to_describe(name, cause=e.cause) from None
-        body = answer.first.body
-        if answer.rest is not None:
-            body += b"".join([part async for part in answer.rest])
-        return replace(answer.first, body=body)
+        if answer.rest is None:
+            return answer.first
+        try:
+            rest = [part async for part in answer.rest]
+        except StreamCut as e:  # nothing of it has been sent yet
+            raise e.error from e
+        return replace(answer.first, body=answer.first.body + b"".join(rest))
 
 
 def _accept(pool: Pool, request: JobRequest, asked: str | None) -> _Inbox:
