@@ -153,6 +153,7 @@ def test_flags_switch_on_what_the_file_switches_off(load: Load) -> None:
 
 def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
     """Each gets a text other than its default; the variables of the three remaining keys have tests of their own."""
+    (file := cwd / "metrics.yaml").touch()
     texts = {
         "inference_address": "http://localhost:1",
         "management_address": "http://localhost:2",
@@ -167,6 +168,7 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         "worker_kill_grace": "0.5",
         **dict.fromkeys(NUMBERS, "41"),
         "blacklist_env_vars": ".*SECRET",
+        "metrics_config": str(file),
         **dict.fromkeys(SEQUENCE_HEADERS, "X-Name"),
         **{name: str(name in OFF).lower() for name in SWITCHES},
     }
@@ -326,6 +328,14 @@ def test_numbers_are_read_and_refused(load: Load, cwd: Path, key: str) -> None:
             load(f"{key}={text}")
         assert str(refusal.value).startswith(f"{key}={text[:200]}")
         assert f"({cwd / 'config.properties'}): allowed is a whole number from {least} to {most}" in str(refusal.value)
+
+
+def test_the_file_of_the_metrics_must_exist(load: Load, cwd: Path) -> None:
+    (cwd / "metrics.yaml").touch()
+    assert load("metrics_config=metrics.yaml").metrics_config == cwd / "metrics.yaml"
+    assert load("metrics_config=").metrics_config is None
+    with pytest.raises(BadConfiguration, match=r"allowed is the path of a file that exists$"):
+        load("metrics_config=nowhere.yaml")
 
 
 SEQUENCE_HEADERS = [f"ts_header_key_sequence_{what}" for what in ("id", "start", "end")]

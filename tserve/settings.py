@@ -65,6 +65,7 @@ class Settings:
     default_service_handler: str | None = None
     service_envelope: str | None = None
     decode_input_request: bool = True
+    metrics_config: Path | None = None
     limit_max_image_pixels: bool = True
     ts_header_key_sequence_id: str = "ts_request_sequence_id"
     ts_header_key_sequence_start: str = "ts_request_sequence_start"

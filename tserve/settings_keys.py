@@ -149,6 +149,7 @@ _MODELS = (
     _used("ts_header_key_sequence_id", read.header_name, "Header with the id of a sequence, for stateful models"),
     _used("ts_header_key_sequence_start", read.header_name, "Header that says `true` on a sequence's first request"),
     _used("ts_header_key_sequence_end", read.header_name, "Header that ends a sequence, in requests and in answers"),
+    _used("metrics_config", read.file, "YAML file that lists the metrics that handlers look up by `get_metric`"),
     _used("limit_max_image_pixels", read.boolean, "`false` lifts Pillow's limit on image size in vision handlers"),
     _used(
         "install_py_dep_per_model",
@@ -223,7 +224,6 @@ _NOT_YET = {
     "workflow_store": "Folder of workflow archives",
     "token_expiration_min": "Minutes a token lives",
     "metrics_mode": "`log`, `prometheus` or `legacy`",
-    "metrics_config": "File that lists the metrics",
     "model_metrics_auto_detect": "Take model metrics that the file does not list",
     "enable_metrics_api": "Metrics listener on or off",
     "disable_system_metrics": "No metrics of the host",

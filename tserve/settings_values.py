@@ -155,6 +155,16 @@ def store(given: Given) -> Path:
     return folder
 
 
+def file(given: Given) -> Path | None:
+    """A file that must exist; none for an empty text."""
+    if not given.text.strip():
+        return None
+    found = (given.cwd / given.text.strip()).absolute()
+    if not found.is_file():
+        raise given.bad("the path of a file that exists")
+    return found
+
+
 def program(given: Given) -> str | None:
     """A file that can be run: a path, or a name that PATH leads to.  Links stay: a virtual environment is one."""
     text = given.text.strip()

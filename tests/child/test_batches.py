@@ -431,6 +431,31 @@ def test_stopping_criteria_say_which_answers_go_on() -> None:
     ]
 
 
+def test_a_stopping_criterion_that_fails() -> None:
+    def handler(data: Any, context: Any) -> Any:
+        context.stopping_criteria = [lambda output: output["gone"], lambda output: True]
+        return [{}, "end"]
+
+    outcome = run(handler, request(), request())
+    assert isinstance(outcome, list)
+    failed, fine = outcome
+    assert isinstance(failed, HandlerFailed)
+    assert (failed.code, failed.message) == (503, "Prediction failed")
+    assert "KeyError: 'gone'" in failed.detail
+    assert isinstance(fine, JobReply)
+
+
+def test_stopping_criteria_are_of_one_batch_only() -> None:
+    def handler(data: Any, context: Any) -> Any:
+        if data[0]["body"] == b"first":
+            context.stopping_criteria = [lambda output: False]
+        return [""]
+
+    model = Model(handler, Context("m", ".", None, 8, None, "0"))
+    answer(model, SPEC, [request(Input("body", "", b"first"))], unexpected)
+    assert answer(model, SPEC, [request()], unexpected) == [JobReply(200, "", {}, b"")]
+
+
 def test_a_coroutine_handler_without_the_switch_says_which() -> None:
     async def handler(data: Any, context: Any) -> Any:
         return [""]

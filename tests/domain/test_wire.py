@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tserve.domain.wire import (
     BODY_LIMIT,
     META_LIMIT,
-    HandlerFailed,
     Decoder,
     Frame,
+    HandlerFailed,
     Input,
     JobReply,
     JobRequest,

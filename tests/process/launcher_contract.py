@@ -16,8 +16,8 @@ import trio.testing
 
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import (
-    HandlerFailed,
     Frame,
+    HandlerFailed,
     Input,
     JobRequest,
     Kind,

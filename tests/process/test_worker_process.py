@@ -130,6 +130,16 @@ async def test_a_flood_of_lines_leaves_gaps_in_the_log_and_none_in_the_tail(
     assert lines[-1].endswith(" lines left out here")
 
 
+async def test_what_a_handler_logs_is_in_the_log() -> None:
+    """From INFO on, and nothing but its words, as the contract has it."""
+    async with loaded("logs.py") as worker:
+        await ask(worker, b"replace")
+        await ask(worker, b"again")
+        worker.hang_up()
+        await worker.wait()
+        assert worker.tail() == "at import\nin initialize\nin handle: replace\nin handle: again\n"
+
+
 async def test_a_refusal_is_said_in_the_log_too() -> None:
     async with FreshLauncher(Family()).launch(spec("refuses.py"), label=LABEL) as worker:
         report = (await load(worker, "refuses.py")).meta

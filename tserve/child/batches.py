@@ -34,6 +34,7 @@ class Batch:
         self._over = False
         context.request_ids = {i: request.request_id for i, request in enumerate(requests)}
         context.request_processor = [RequestProcessor(_headers(request)) for request in requests]
+        context.stopping_criteria = None  # those of the last batch would judge this one
         context._send_pieces = self._send_pieces
         if hasattr(context, "metrics"):
             context.metrics.set_request_ids(",".join(request.request_id for request in requests))
@@ -77,6 +78,9 @@ class Batch:
             return _failure_of(output)
         try:
             self._mark_end(index, output)
+        except Exception as e:
+            return _failure_of(e)
+        try:
             return _reply(self._context, index, output, self._spec)
         except Exception as e:  # encoding runs code of the answer's own
             say(traceback_of(e).rstrip())

@@ -113,7 +113,7 @@ def _context(spec: WorkerSpec) -> Any:
     from ts.context import Context
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
-    metrics = MetricsCacheYamlImpl()
+    metrics = MetricsCacheYamlImpl(spec.metrics_config or None)
     metrics.model_name = spec.model_name
     metrics.set_request_ids(str(uuid.uuid4()))  # of no request: what a model emits while it loads
     context = Context(

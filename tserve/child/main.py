@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import logging
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from tserve.child.batches import answer
 from tserve.child.diagnosis import LoadFailed
@@ -58,13 +59,27 @@ def outlived_by(server: int, number: int) -> bool:
 
 def line_buffered() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # A worker that is killed must not take its last words with it in a block buffer.  Whole lines at a time, though:
-        # with PYTHONUNBUFFERED the parts of one print go out singly, and another thread's metric amid them.
+        # A worker that is killed must not take its last words with it in a block buffer.  Whole lines, though: with
+        # PYTHONUNBUFFERED the parts of one print go out singly, and another thread's metric amid them.
         stream.reconfigure(line_buffering=True, write_through=False, errors="backslashreplace")  # type: ignore[union-attr]
+
+
+class _Output(logging.StreamHandler[TextIO]):
+    """To what is the standard output at that moment: a handler may replace it, or have it put back."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stdout
 
 
 def work(channel: socket.socket, end: End) -> None:
     """Serve one model over a connected socket, to the end of the process."""
+    # What handlers log from INFO on is in the model log, as the contract has it (spec/inference.md section 17).
+    logging.basicConfig(level=logging.INFO, handlers=[_Output()])
     # A worker's folder is the archive that is kept: no place for the core of a crash, or of a late worker's SIGABRT.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     del sys.argv[1:]  # nothing that a handler should take for its own

@@ -30,7 +30,6 @@ from hypercorn.typing import (
 from hypercorn.utils import parse_socket_addr
 
 from tserve.errors import StreamCut
-
 from tserve.http.http1 import Http1
 
 KEEP_ALIVE_S = 75.0  # a connection without a request, and without a byte of one

@@ -206,6 +206,7 @@ def pool_spec(
             manifest=archive.manifest.raw,
             config_file=archive.manifest.config_file,
             decode_input=settings.decode_input_request,
+            metrics_config=str(settings.metrics_config or ""),
             limit_max_image_pixels=settings.limit_max_image_pixels,
             max_response_size=settings.max_response_size,
             asynchronous=config.async_communication,
