@@ -226,6 +226,7 @@ class Script:
     answer: HandlerFailed | list[JobReply] | None = None  # to every batch; else an echo of each request's first input
     pieces: int = 0  # that it sends before each answer, `piece_s` apart
     piece_s: float = 0.0
+    streams_on: bool = False  # also when nobody waits for it
     takes_its_time: bool = False  # as many seconds for a batch as its first input says, all at once
     rounds: int = 0  # a job's answers say that more follows until it has been in so many batches
     hangs_up_idle_s: float = math.inf  # closes its socket, and lives, when it has had no work for so long
@@ -250,6 +251,7 @@ class FakeWorker:
         self.told: dict[str, Any] = {}  # the spec as it came with the load
         self._owed = 0
         self.batches: list[list[bytes]] = []
+        self.gone: list[int] = []  # batches that nobody waits for any more, as it was told
         self._rounds: Counter[str] = Counter()
         self._exit = 0
         self._to_worker, self._inbox = trio.open_memory_channel[Frame](math.inf)
@@ -265,6 +267,9 @@ class FakeWorker:
             raise WorkerGone("hung up")
         if self.exited.is_set() or self._hung_up:
             raise WorkerGone("hung up")
+        if frame.kind is Kind.GONE:
+            self.gone.append(frame.id)
+            return
         self._owed += 1
         self._to_worker.send_nowait(frame)
 
@@ -380,6 +385,9 @@ class FakeWorker:
             return None
         for piece in range(self.script.pieces):
             parts = [JobReply(200, "", {STREAM_NEXT: "true"}, b"%d|" % piece) for _ in requests]
+            if frame.id in self.gone and not self.script.streams_on:
+                self._say(encode_reply(frame.id, HandlerFailed(503, "Prediction failed", "nobody is there")))
+                return None
             self._say(encode_reply(frame.id, parts, kind=Kind.PIECE))
             await trio.sleep(self.script.piece_s)
         echo = [JobReply(200, "", self._more(request), _first_input(request)) for request in requests]

@@ -34,6 +34,8 @@ def handle(data, context):
         request = context.get_request_id(i)
         if request not in cache:
             asked = row["body"]
+            if "status" in asked:
+                context.set_response_status(asked["status"], "", i)
             cache[request] = {"left": asked["tokens"], "gate": asked.get("gate"), "said": 0}
         else:
             assert row == {}, "sent once only"
@@ -122,6 +124,26 @@ class Handler:
         return [f"{asked['name']} of {self.most}, {context.marker}, {context.get_request_header(0, 'X-Name')}"]
 """
 
+ENDLESS = """
+import time
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+def handle(data, context):
+    while data:
+        send_intermediate_predict_response(["more"] * len(data), context.request_ids, "ok", 200, context)
+        time.sleep(0.001)
+"""
+
+ENDLESS_ASYNCHRONOUS = """
+import asyncio
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+async def handle(data, context):
+    while data:
+        send_intermediate_predict_response(["more"], context.request_ids, "ok", 200, context)
+        await asyncio.sleep(0.01)
+"""
+
 GATED = """
 import pathlib, time
 
@@ -182,6 +204,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         config=f"{sequences}continuousBatching: true\nmaxNumSequence: 1\nbatchSize: 1\n",
     )
     write(store, "asynchronous.mar", ASYNCHRONOUS, name="asynchronous", config="asyncCommunication: true\n")
+    write(store, "endless.mar", ENDLESS, name="endless")
+    asynchronous = "asyncCommunication: true\n"
+    write(store, "endless2.mar", ENDLESS_ASYNCHRONOUS, name="endless_asynchronous", config=asynchronous)
     write(store, "tickets.mar", GATED, name="tickets", config="useJobTicket: true\n")
     micro = "batchSize: 6\nmaxBatchDelay: 30000\nmicro_batching:\n  micro_batch_size: 2\n"
     micro += "  parallelism:\n    preprocess: 1\n    inference: 2\n    postprocess: 1\n"
@@ -207,6 +232,12 @@ def ask(server: Server, name: str, body: Any, headers: dict[str, str] | None = N
     return server.call(
         "POST", f"/predictions/{name}", role="inference", body=data, headers={**given, **(headers or {})}
     )
+
+
+def phase(server: Server, name: str) -> str:
+    """Of its only worker."""
+    (worker,) = server.describe(name)[0]["workers"]
+    return str(worker["tserve"]["phase"])
 
 
 def test_continuous_batching(server: Server, clients: ThreadPoolExecutor, tmp_path: Path) -> None:
@@ -235,7 +266,33 @@ def test_a_client_that_leaves_a_continuous_batch(server: Server, clients: Thread
     connection.request("POST", "/predictions/continuous", body, {"Content-Type": "application/json"})
     connection.getresponse().read(4)  # the stream has begun
     connection.close()
-    eventually("it is dropped", lambda: server.describe("continuous")[0]["workers"][0]["tserve"]["phase"] == "ready")
+    eventually("it is dropped", lambda: phase(server, "continuous") == "ready")
+
+
+@pytest.mark.parametrize(("status", "seen"), [(204, 204), (304, 304), (99, 503)])
+def test_a_stream_that_cannot_be_passed_on(server: Server, status: int, seen: int) -> None:
+    """Its client has its answer; nobody waits for the rest."""
+    assert ask(server, "continuous", {"tokens": 10**9, "status": status}).status == seen
+    eventually("it is dropped", lambda: phase(server, "continuous") == "ready")
+
+
+def test_a_stream_that_nobody_reads(server: Server, tmp_path: Path) -> None:
+    """The handler hears of it when it sends the next piece, and the worker is free."""
+    up(server, "endless")
+    for _ in range(2):
+        connection = server.connect("inference")
+        connection.request("POST", "/predictions/endless", b"x")
+        assert connection.getresponse().read(4) == b"more"
+        connection.close()
+    up(server, "endless2")
+    for _ in range(120):  # more than such a worker may have in hand
+        connection = server.connect("inference")
+        connection.request("POST", "/predictions/endless_asynchronous", b"x")
+        assert connection.getresponse().read(4) == b"more"
+        connection.close()
+    for name in ("endless", "endless_asynchronous"):
+        eventually("it is free", lambda name=name: phase(server, name) == "ready")
+        assert server.describe(name)[0]["workers"][0]["tserve"]["restarts"] == 0
 
 
 def test_sequence_batching(server: Server) -> None:

@@ -192,6 +192,7 @@ async def nothing() -> bytes:
 
 def call(method: str = "GET", args: dict[str, str] | None = None, rest: tuple[str, ...] = (), **more: Any) -> Call:
     known: dict[str, Any] = {"query": Query(b""), "headers": (), "body": nothing, "actor": "", "request_id": ""}
+    known["at_end"] = [].append
     return Call(method=method, args=args or {}, rest=rest, **(known | more))
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import h2.connection
+import h2.errors
+import h2.events
 import h11
 import pytest
 import trio
@@ -156,3 +159,35 @@ async def test_a_handler_that_fails_to_describe(api: Api) -> None:
     await api.up(lambda spec, request: HandlerFailed(503, "Prediction failed", "trace"))
     answer = await api.management.get("/models/noop?customized=true")
     assert (answer.status, json.loads(answer.body)["message"]) == (503, "Prediction failed")
+
+
+# -- over HTTP/2
+
+
+async def reset_of(api: Api) -> int | None:
+    """The error code that the server ends a stream with, None when it ends well."""
+    connection = h2.connection.H2Connection()
+    connection.initiate_connection()
+    headers = [(":method", "POST"), (":path", "/predictions/noop"), (":scheme", "http"), (":authority", "x")]
+    connection.send_headers(1, headers, end_stream=True)
+    async with await trio.open_tcp_stream(*api.inference.address) as stream:
+        with trio.fail_after(10):
+            while True:
+                await stream.send_all(connection.data_to_send())
+                for event in connection.receive_data(await stream.receive_some()):
+                    if isinstance(event, h2.events.StreamReset):
+                        return int(event.error_code)
+                    if isinstance(event, h2.events.StreamEnded):
+                        return None
+
+
+@pytest.mark.parametrize("end", [HandlerFailed(503, "Prediction failed", "trace"), None])
+async def test_a_stream_over_http2_that_breaks_is_reset(api: Api, end: HandlerFailed | None) -> None:
+    handler = streamed("one", "two", end=end)
+    await api.up(lambda spec, request: handler)
+    assert await reset_of(api) == h2.errors.ErrorCodes.INTERNAL_ERROR
+
+
+async def test_a_stream_over_http2_ends(api: Api) -> None:
+    await api.up(lambda spec, request: streamed("one", end=JobReply(200, "", LAST, b"end")))
+    assert await reset_of(api) is None

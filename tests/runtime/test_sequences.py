@@ -208,6 +208,44 @@ async def test_a_client_that_leaves_frees_its_place(autojump_clock: Clock) -> No
     assert await take(queue) == ["b1"]
 
 
+async def test_a_client_that_leaves_a_sequence_that_is_being_sent(autojump_clock: Clock) -> None:
+    """Its first request is on the way to a worker: the sequence is that worker's, though it has not begun it."""
+    queue = queue_of()
+    a1, a2 = put(queue, "a1", "a2")
+    assert await take(queue, taker=1, size=1) == ["a1"]
+    queue.discard(a2)
+    put(queue, "a3")
+    assert nothing(queue, taker=2)
+    queue.answered(a1, {})
+    assert await take(queue, taker=1) == ["a3"]
+
+
+async def test_requests_that_ask_for_different_things_share_no_batch(autojump_clock: Clock) -> None:
+    queue = queue_of()
+    put(queue, "a1")
+    put(queue, "b1", purpose=Purpose.EXPLAIN)
+    assert await take(queue) == ["a1"]
+    put(queue, "c1")
+    assert nothing(queue), "b1 is the next in turn, and asks for something else"
+    assert await take(queue, taker=2, size=1) == ["b1"]
+
+
+async def test_sequences_end_in_the_order_in_which_they_fell_idle(autojump_clock: Clock) -> None:
+    queue = queue_of(SequenceLimits(most=2, most_waiting=2, max_idle_s=10.0, timeout_s=math.inf))
+    a1, b1 = put(queue, "a1", "b1")
+    assert await take(queue) == ["a1", "b1"]
+    queue.answered(a1, {})
+    await trio.sleep(5)
+    queue.answered(b1, {})
+    (a2,) = put(queue, "a2")
+    assert await take(queue) == ["a2"]
+    queue.answered(a2, {})
+    await trio.sleep(9)
+    put(queue, "a3", "b2")
+    with pytest.raises(QueueFull):
+        put(queue, "c1")
+
+
 async def test_what_waits_can_be_taken_out() -> None:
     queue = queue_of()
     jobs = put(queue, "a1", "a2", "b1")

@@ -61,15 +61,41 @@ async def test_a_stream_that_stops_is_cut(autojump_clock: Clock) -> None:
         assert launcher.workers[0].aborted
 
 
-async def test_a_client_that_left_gets_no_more_pieces(autojump_clock: Clock) -> None:
-    async with slot_on(FakeLauncher(Script(pieces=3, piece_s=1.0))) as bench:
-        job, other = bench.ask("gone"), bench.ask("next")
+async def test_a_stream_that_nobody_reads_ends(autojump_clock: Clock) -> None:
+    """The worker is told, and free for the next."""
+    launcher = FakeLauncher(Script(pieces=1000, piece_s=1.0))
+    async with slot_on(launcher) as bench:
+        job = bench.ask("gone")
         await busy_since(bench)
         await trio.sleep(0.5)
         bench.queue.discard(job)
-        await answered(other)
+        await bench.until(Phase.READY)
+        assert trio.current_time() == 2.0
+        assert launcher.workers[0].gone == [1]
         assert len(job.pieces) == 1
         assert not job.outcomes
+
+
+async def test_a_handler_that_streams_on_for_nobody_is_late(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(pieces=1000, piece_s=1.0, streams_on=True), Script())
+    async with slot_on(launcher, response_timeout_s=5.0) as bench:
+        job = bench.ask("gone")
+        await busy_since(bench)
+        await trio.sleep(3.5)
+        bench.queue.discard(job)
+        assert await bench.answer() == "again"
+        assert launcher.workers[0].aborted
+
+
+async def test_a_stream_goes_on_for_those_who_stayed(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(pieces=5, piece_s=1.0))
+    async with slot_on(launcher, batch_size=2, batch_delay_s=1.0) as bench:
+        gone, stays = bench.ask("gone"), bench.ask("stays")
+        await busy_since(bench)
+        bench.queue.discard(gone)
+        await answered(stays)
+        assert len(stays.pieces) == 5
+        assert not launcher.workers[0].gone
 
 
 async def busy_since(bench: Bench) -> None:
@@ -129,6 +155,18 @@ async def test_a_client_that_left_leaves_the_continuous_batch(autojump_clock: Cl
         bench.queue.discard(gone)
         await bench.until(Phase.READY)
         assert len(launcher.workers[0].batches) == 3
+
+
+async def test_a_describe_call_comes_between_two_rounds(autojump_clock: Clock) -> None:
+    """A continuous batch may have no end; it goes on all the same."""
+    launcher = FakeLauncher(Script(rounds=50, batch_s=1.0))
+    async with slot_on(launcher, batch_size=2, batch_delay_s=0.0, continuous=True) as bench:
+        endless = bench.ask("endless")
+        await busy_since(bench)
+        describe = queued(bench, "describe", purpose=Purpose.DESCRIBE)
+        await trio.sleep(2.5)
+        assert launcher.workers[0].batches == [[b"endless"], [b"describe"], [b""]]
+        await answered(endless, describe)
 
 
 async def test_a_continuous_batch_is_finished_before_the_slot_leaves(autojump_clock: Clock) -> None:
@@ -231,16 +269,67 @@ async def test_an_asynchronous_worker_that_dies_idle_is_started_again(autojump_c
         assert await bench.answer("1") == "1"
 
 
-async def test_silence_of_an_asynchronous_worker_has_a_limit(autojump_clock: Clock) -> None:
-    """It is the worker's: as long as it answers any of its requests, the others may take longer."""
+async def test_a_late_answer_of_an_asynchronous_worker_fails_alone(autojump_clock: Clock) -> None:
+    """As long as the worker answers others."""
+    launcher = FakeLauncher(Script(takes_its_time=True))
+    async with slot_on(launcher, **asynchronous(response_timeout_s=2.0)) as bench:
+        late, first = bench.ask("5"), bench.ask("1.5")
+        await answered(first)
+        second = bench.ask("1.5")
+        await answered(late, second)
+        assert (late.at, late.error.message) == (2.0, "No answer within response_timeout, 2 s.")
+        assert late.error.cause["reason"] == "response_timeout"
+        assert second.body == "1.5"
+        await bench.until(Phase.READY)
+        assert trio.current_time() == 5.0, "the answer that came late goes nowhere"
+        assert not launcher.workers[0].aborted
+
+
+async def test_silence_of_an_asynchronous_worker_is_its_end(autojump_clock: Clock) -> None:
     launcher = FakeLauncher(Script(takes_its_time=True), Script(takes_its_time=True))
     async with slot_on(launcher, **asynchronous(response_timeout_s=2.0)) as bench:
-        long, first, second = bench.ask("4.5"), bench.ask("1.5"), bench.ask("3")
-        await answered(long, first, second)
-        assert long.body == "4.5"
+        stuck, other = bench.ask("9"), bench.ask("8")
+        await answered(stuck, other)
+        assert stuck.at >= 2.0
+        for job in (stuck, other):
+            assert (job.error.message, job.error.cause["reason"]) == ("Worker died.", "response_timeout")
+        assert launcher.workers[0].aborted
+        assert await bench.answer("1") == "1"
+
+
+async def test_a_worker_on_its_way_out_gets_nothing_more(autojump_clock: Clock) -> None:
+    script = Script(takes_its_time=True, ignores_abort=True)
+    launcher = FakeLauncher(script, Script(takes_its_time=True))
+    async with slot_on(launcher, **asynchronous(response_timeout_s=2.0)) as bench:
         stuck = bench.ask("9")
-        await answered(stuck)
-        assert stuck.error.cause["reason"] == "response_timeout"
+        await busy_since(bench)
+        await trio.sleep(2.1)  # it is being ended now
+        fresh = bench.ask("1")
+        await answered(stuck, fresh)
+        assert stuck.error.message == "Worker died."
+        assert fresh.body == "1"
+
+
+async def test_an_asynchronous_worker_full_of_late_requests_is_ended(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(takes_its_time=True), Script(takes_its_time=True))
+    async with slot_on(launcher, queue_size=1000, **asynchronous(response_timeout_s=2.0)) as bench:
+        last = bench.ask("1.5")
+        late = [bench.ask("99") for _ in range(MOST_ASYNCHRONOUS - 1)]
+        await answered(last)
+        late.append(bench.ask("99"))
+        await answered(*late)
+        assert await bench.answer("1") == "1"
+
+
+async def test_a_stream_of_an_asynchronous_worker_that_nobody_reads(autojump_clock: Clock) -> None:
+    launcher = FakeLauncher(Script(pieces=1000, piece_s=1.0))
+    async with slot_on(launcher, **asynchronous()) as bench:
+        job = bench.ask("gone")
+        await busy_since(bench)
+        await trio.sleep(2.5)
+        bench.queue.discard(job)
+        await bench.until(Phase.READY)
+        assert launcher.workers[0].gone == [1]
 
 
 async def test_a_surplus_answer_of_an_asynchronous_worker_is_its_end(autojump_clock: Clock) -> None:

@@ -25,6 +25,7 @@ class Coroutines:
 
     def __init__(self, spec: WorkerSpec, send: SendFrame) -> None:
         self._spec, self._send = spec, send
+        self._ended = False
         self._runner = asyncio.Runner()
         self._runner.get_loop()  # handlers find it while they are loaded
 
@@ -36,49 +37,60 @@ class Coroutines:
         if inspect.isawaitable(result):
             self._runner.run(_wait_for(result))
 
-    def serve(self, model: Model, frames: Iterator[Frame]) -> None:
-        """Answer until the frames end."""
+    def serve(self, model: Model, frames: Iterator[Frame], restore: Callable[[], None]) -> None:
+        """Answer until the frames end; `restore` is called whenever nothing is in hand."""
         with self._runner:
-            self._runner.run(self._serve(model, frames))
+            self._runner.run(self._serve(model, frames, restore))
 
-    async def _serve(self, model: Model, frames: Iterator[Frame]) -> None:
+    async def _serve(self, model: Model, frames: Iterator[Frame], restore: Callable[[], None]) -> None:
         loop, over = asyncio.get_running_loop(), asyncio.Event()
-        running: set[asyncio.Task[None]] = set()
+        running: dict[int, asyncio.Task[None]] = {}
 
-        def begin(frame: Frame) -> None:
-            task = loop.create_task(_answer(model, self._spec, frame, self._send))
-            running.add(task)
-            task.add_done_callback(running.discard)
+        def take_in(frame: Frame) -> None:
+            if frame.kind is Kind.BATCH:
+                task = running[frame.id] = loop.create_task(self._answer(model, frame))
+                task.add_done_callback(lambda _: done(frame.id))
+            elif frame.id in running:  # nobody waits for it any more
+                running[frame.id].cancel()
+
+        def done(number: int) -> None:
+            del running[number]
+            if not running:
+                restore()
 
         def read() -> None:
             for frame in frames:
-                loop.call_soon_threadsafe(begin, frame)
+                loop.call_soon_threadsafe(take_in, frame)
             loop.call_soon_threadsafe(over.set)
 
         threading.Thread(target=read, name="frames", daemon=True).start()
         await over.wait()
+        self._ended = True
+
+    async def _answer(self, model: Model, frame: Frame) -> None:
+        """One batch with a context of its own: what the model hangs on it is shared, what is of the request is not."""
+
+        def send_pieces(pieces: Answers) -> None:
+            self._send(encode_reply(frame.id, pieces, kind=Kind.PIECE))
+
+        context = copy.copy(model.context)
+        if hasattr(context, "metrics"):
+            context.metrics = copy.copy(context.metrics)
+        batch = Batch(context, self._spec, decode_batch(frame), send_pieces)
+        self._send(encode_reply(frame.id, await self._outcome(model, batch, context)))
+
+    async def _outcome(self, model: Model, batch: Batch, context: Any) -> Answers | HandlerFailed:
+        """As `batches.answer`; a handler that is cancelled, by itself, has failed as well."""
+        try:
+            outputs = model.entry(batch.rows, context)
+            return batch.answers(await outputs if inspect.isawaitable(outputs) else outputs)
+        except SystemExit:
+            raise
+        except BaseException as e:
+            if self._ended:  # nobody waits for it
+                raise
+            return batch.failure(e)
 
 
 async def _wait_for(result: Any) -> None:
     await result
-
-
-async def _answer(model: Model, spec: WorkerSpec, frame: Frame, send: SendFrame) -> None:
-    """One batch with a context of its own: what the model hangs on it is shared, what is of the request is not."""
-    context = copy.copy(model.context)
-    if hasattr(context, "metrics"):
-        context.metrics = copy.copy(context.metrics)
-    batch = Batch(
-        context, spec, decode_batch(frame), lambda pieces: send(encode_reply(frame.id, pieces, kind=Kind.PIECE))
-    )
-    send(encode_reply(frame.id, await _outcome(model, batch, context)))
-
-
-async def _outcome(model: Model, batch: Batch, context: Any) -> Answers | HandlerFailed:
-    try:
-        outputs = model.entry(batch.rows, context)
-        if inspect.isawaitable(outputs):
-            outputs = await outputs
-    except Exception as e:
-        return batch.failure(e)
-    return batch.answers(outputs)

@@ -12,6 +12,7 @@ import faulthandler
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -19,10 +20,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from tserve.child.batches import answer
+from tserve.child.batches import ClientsLeft, answer
 from tserve.child.diagnosis import LoadFailed
 from tserve.child.limits import apply as apply_limits
-from tserve.child.loader import Model, load
+from tserve.child.loader import load
 from tserve.child.surroundings import Surroundings
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import Answers, Decoder, Frame, Kind, decode_batch, encode_reply
@@ -143,13 +144,40 @@ def _serve(channel: socket.socket) -> None:
         send(Frame(Kind.LOADED, first.id, e.report()))
         sys.exit(1)
     send(Frame(Kind.LOADED, first.id, {"ok": True}))
-    if coroutines is not None:
-        coroutines.serve(model, frames)
-        return
     surroundings = Surroundings()
+    if coroutines is not None:
+        coroutines.serve(model, frames, surroundings.restore)
+        return
+    talk = _Talk(channel, frames, send)
     for frame in frames:
-        send(_reply(model, spec, frame, send))
-        surroundings.restore()
+        if frame.kind is Kind.BATCH:
+            send(encode_reply(frame.id, answer(model, spec, decode_batch(frame), talk.pieces_of(frame.id))))
+            surroundings.restore()
+
+
+class _Talk:
+    """What is said of a batch while it is in hand: pieces of it, and back that nobody waits for them any more."""
+
+    def __init__(self, channel: socket.socket, frames: Iterator[Frame], send: Callable[[Frame], None]) -> None:
+        self._channel, self._frames, self._send = channel, frames, send
+        self._gone = -1
+
+    def pieces_of(self, number: int) -> Callable[[Answers], None]:
+        def send_pieces(pieces: Answers) -> None:
+            self._listen()
+            if self._gone == number:
+                raise ClientsLeft
+            self._send(encode_reply(number, pieces, kind=Kind.PIECE))
+
+        return send_pieces
+
+    def _listen(self) -> None:
+        """No batch comes before this one is answered."""
+        while select.select([self._channel], [], [], 0)[0]:
+            frame = next(self._frames, None)
+            if frame is None:
+                raise ClientsLeft  # the server included
+            self._gone = frame.id
 
 
 def _coroutines(spec: WorkerSpec, send: Callable[[Frame], None]) -> Coroutines | None:
@@ -158,13 +186,6 @@ def _coroutines(spec: WorkerSpec, send: Callable[[Frame], None]) -> Coroutines |
     from tserve.child.coroutines import Coroutines  # asyncio is not everybody's
 
     return Coroutines(spec, send)
-
-
-def _reply(model: Model, spec: WorkerSpec, frame: Frame, send: Callable[[Frame], None]) -> Frame:
-    def send_pieces(pieces: Answers) -> None:
-        send(encode_reply(frame.id, pieces, kind=Kind.PIECE))
-
-    return encode_reply(frame.id, answer(model, spec, decode_batch(frame), send_pieces))
 
 
 def _leave_unless(worker: int) -> None:

@@ -14,6 +14,9 @@ from enum import IntEnum
 from typing import Any
 
 _HEAD = struct.Struct("!BxxxIQQ")  # kind, bytes of meta, bytes of body, id
+# Bound here: in a worker, a handler may put functions of its own into the module.
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_from_json = json.JSONDecoder().decode
 META_LIMIT = 64 << 20
 BODY_LIMIT = 4 << 30
 CONTROL_BYTES = 4096  # of the longest message between the server and the zygote
@@ -25,7 +28,8 @@ STREAM_NEXT = "ts_stream_next"  # response header: "true" says that more follows
 class Kind(IntEnum):
     """LOAD and BATCH go to the worker; LOADED and REPLY come back, each to one of them.
 
-    Any number of PIECEs, parts of a streamed answer, may come before the REPLY of a batch.
+    Any number of PIECEs, parts of a streamed answer, may come before the REPLY of a batch.  GONE tells a worker that
+    nobody waits for a batch any more; it is not answered, the batch still is.
     """
 
     LOAD = 1
@@ -33,6 +37,7 @@ class Kind(IntEnum):
     BATCH = 3
     REPLY = 4
     PIECE = 5
+    GONE = 6
 
 
 class WireError(Exception):
@@ -48,7 +53,7 @@ class Frame:
 
     def encode(self) -> bytes:
         """Raises WireError for a frame that the other side would refuse."""
-        meta = json.dumps(self.meta, separators=(",", ":")).encode()
+        meta = _to_json(self.meta).encode()
         if len(meta) > META_LIMIT:
             raise WireError(f"{len(meta)} bytes of meta are over the limit")
         return b"".join((_HEAD.pack(self.kind, len(meta), len(self.body), self.id), meta, self.body))
@@ -85,7 +90,7 @@ class Decoder:
         view = memoryview(self._buffer)
         try:
             split = _HEAD.size + meta_size
-            meta = json.loads(bytes(view[_HEAD.size : split]))
+            meta = _from_json(bytes(view[_HEAD.size : split]).decode())
             if not isinstance(meta, dict):
                 raise WireError("frame meta is not an object")
             frame = Frame(Kind(kind), number, meta, bytes(view[split : self._need]))
@@ -128,7 +133,7 @@ class JobReply:
 
 @dataclass(frozen=True, slots=True)
 class HandlerFailed:
-    """The handler failed a request, or a whole batch: `code` and `message` are those of spec/inference.md section 4.2."""
+    """The handler failed a request, or a whole batch (spec/inference.md section 4.2 has the codes and messages)."""
 
     code: int
     message: str

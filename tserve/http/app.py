@@ -76,9 +76,6 @@ class _Parts:
             return first
         return await anext(self._rest)
 
-    async def aclose(self) -> None:
-        await self._rest.aclose()
-
 
 async def _reply(table: Table, request_id: str, max_request_size: int) -> Reply:
     """The answer to the current request, whatever happens."""
@@ -130,6 +127,7 @@ async def _route(table: Table, request_id: str, max_request_size: int) -> Reply:
         body=body,
         actor=request.remote_addr or "",
         request_id=request_id,
+        at_end=scope["state"]["at_end"].callback,
     )
     return await handler(call)
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from math import inf
 
 import trio
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
@@ -79,17 +82,38 @@ class AppTasks(TaskGroup):
 
 
 async def _run_app(app: AppWrapper, scope: Scope, receive: ASGIReceiveCallable, send: Send) -> None:
-    """Call the application once; an error of its own ends this request only."""
+    """Call the application once; an error of its own ends this request only.
+
+    `at_end`, in the scope's state, takes what is to be done when that is over.
+    """
     try:
         if scope["type"] == "websocket":  # only HTTP/2's CONNECT leads here
             await send({"type": "websocket.close", "code": 1000, "reason": None})
         else:
-            await app(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+            with ExitStack() as at_end:
+                scope["state"]["at_end"] = at_end
+                await app(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
     except* StreamCut as group:  # the client sees that the last chunk is missing
         log.warning("a streamed answer at %r was cut short: %s", scope.get("path"), group.exceptions[0])
     except* Exception as group:
         log.error("the application failed at %r", scope.get("path"), exc_info=group)
+    await _break_off(send)
     await send(None)
+
+
+async def _break_off(send: Send) -> None:
+    """Reset an HTTP/2 stream whose answer has begun and not ended; Hypercorn would leave it open for ever.
+
+    HTTP/1 needs nothing: the connection is closed then, and the last chunk missing.
+    """
+    stream = getattr(send, "__self__", None)
+    if not isinstance(stream, HTTPStream) or stream.closed or stream.state is not ASGIHTTPState.RESPONSE:
+        return
+    protocol = getattr(stream.send, "__self__", None)
+    if isinstance(protocol, H2Protocol):
+        with suppress(ProtocolError):  # the client was quicker
+            protocol.connection.reset_stream(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
+        await protocol._flush()
 
 
 class Connection:

@@ -98,4 +98,6 @@ class _InferenceApi:
             raise NotYetBuilt("The API description of a model is not served by this release yet.")
         request = JobRequest(call.request_id, {**dict(call.headers), **added}, inputs)
         answer = await self._inference.predict(name, version, request)
+        if answer.rest is not None:
+            call.at_end(answer.rest.leave)
         return handler_reply(answer.first, answer.rest)

@@ -21,7 +21,7 @@ class Call:
     """One request, parsed: `args` are the path's named segments, `rest` what a trailing `...` took.
 
     `headers` keep the client's spelling and order.  `body()` reads the whole body, once; it raises PayloadTooLarge.
-    `actor` is the client's address.
+    `actor` is the client's address.  `at_end(f)` has `f()` called when the request is over, whatever becomes of it.
     """
 
     method: str
@@ -32,6 +32,7 @@ class Call:
     body: Callable[[], Awaitable[bytes]]
     actor: str
     request_id: str
+    at_end: Callable[[Callable[[], None]], object]
 
     def header(self, name: str) -> str:
         """The first header of that lower-case name, empty when there is none."""
@@ -42,7 +43,7 @@ class Call:
 class Reply:
     """An answer: `headers` come before the ones that every answer has.
 
-    `rest`, where there is one, is what follows `body`, part by part; it has an `aclose` to be called in any case.
+    `rest`, where there is one, is what follows `body`, part by part.
     """
 
     status: int

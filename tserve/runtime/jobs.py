@@ -176,6 +176,10 @@ class JobQueue:
                 self._forming = 0
             return [self._jobs.popleft() for _ in range(self._together(size))]
 
+    def take_alone(self) -> Job | None:
+        """The next job if that is a call to describe."""
+        return self._jobs.popleft() if self._head_is_alone() else None
+
     def join(self, size: int, purpose: Purpose, *, taker: int) -> list[Job]:
         """At most `size` more jobs for a batch of that purpose which is in a worker's hand, without waiting."""
         if size <= 0 or not self._jobs or self._jobs[0].purpose is not purpose or self._head_is_alone():

@@ -7,10 +7,9 @@ stays with the slot that took it, and ends when that slot's worker does.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -24,7 +23,7 @@ _NOBODY = -1
 
 @dataclass(eq=False, slots=True)
 class _Sequence:
-    """`owner` is the slot whose worker has its state; `last` when its last request was answered, or it began."""
+    """`owner` is the slot whose worker has its state; `last` the time since when there is nothing to do for it."""
 
     id: str
     began: float
@@ -39,12 +38,8 @@ class _Sequence:
         """To the worker of its owner."""
         return self.answered > 0 or (self.in_hand is not None and self.in_hand.begun)
 
-    def ends_at(self, limits: SequenceLimits) -> float:
-        """When it ends by itself, as things are; never amid a request."""
-        if self.in_hand is not None:
-            return math.inf
-        idle = math.inf if self.waiting else self.last + limits.max_idle_s
-        return min(idle, self.began + limits.timeout_s)
+
+_Ordered = dict[str, _Sequence]  # oldest first
 
 
 class SequenceQueue(JobQueue):
@@ -52,19 +47,29 @@ class SequenceQueue(JobQueue):
 
     A worker has at most as many sequences as jobs fit its batch, twice as many in a continuous version.  `name` is
     the model's, for those that are refused; `end_header` names the header that ends sequences.
+
+    A sequence is in one of these: `_new` (waits for a worker), `_ready` of its owner (its next request may be begun),
+    `_idle`, or in hand.  No step looks at all of them.
     """
 
     def __init__(self, capacity: int, limits: SequenceLimits, *, per_worker: int, name: str, end_header: str) -> None:
         super().__init__(capacity)
         self._limits, self._per_worker, self._name, self._end_header = limits, per_worker, name, end_header
-        self._sequences: dict[str, _Sequence] = {}
+        self._sequences: _Ordered = {}
+        self._new: _Ordered = {}
+        self._ready: dict[int, _Ordered] = {}
+        self._owned: dict[int, _Ordered] = {}
+        self._idle: _Ordered = {}
+        self._waiting = 0
 
     def __len__(self) -> int:
         return self.held
 
     @property
     def held(self) -> int:
-        return len(self._jobs) + sum(len(sequence.waiting) for sequence in self._sequences.values())
+        return len(self._jobs) + self._waiting
+
+    # -- in and out
 
     def put(self, job: Job) -> None:
         """Raises QueueClosed; QueueFull when as many sequences live, or as many requests of this one wait, as may."""
@@ -83,7 +88,8 @@ class SequenceQueue(JobQueue):
         elif len(sequence.waiting) >= self._limits.most_waiting:
             raise QueueFull
         sequence.waiting.append(job)
-        self._changed.unpark_all()
+        self._waiting += 1
+        self._file(sequence)
 
     def put_back(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -95,15 +101,19 @@ class SequenceQueue(JobQueue):
             if not job.done and not job.returned:
                 job.returned = True
                 sequence.waiting.appendleft(job)
-        self._changed.unpark_all()
+                self._waiting += 1
+            self._file(sequence)
 
     def discard(self, job: Job) -> None:
         super().discard(job)
         sequence = self._sequences.get(job.sequence)
         if sequence is not None and job in sequence.waiting:
             sequence.waiting.remove(job)
-            if not sequence.known and not sequence.waiting:
+            self._waiting -= 1
+            if sequence.owner == _NOBODY and not sequence.waiting:  # no worker has ever heard of it
                 self._forget(sequence)
+            else:
+                self._file(sequence)
 
     def clear(self) -> list[Job]:
         jobs = super().clear()
@@ -112,29 +122,35 @@ class SequenceQueue(JobQueue):
             sequence.waiting.clear()
             if sequence.in_hand is None:
                 self._forget(sequence)
+        self._waiting = 0
         return jobs
 
     async def take(self, size: int, delay_s: float, *, taker: int) -> list[Job]:
         """The next request of each of at most `size` sequences: of those the slot has, then of new ones."""
-        while not self._jobs and not self._ready(size, taker) and not (self._closed and self.empty):
+        while not self._jobs and not self._can_take(1, taker) and not (self._closed and self.empty):
             await self._change()
         if not self._jobs and size > 1 and delay_s > 0:
             with trio.move_on_after(delay_s):
-                while len(self._ready(size, taker)) < size and not self._jobs and not self._closed:
+                while not self._can_take(size, taker) and not self._jobs and not self._closed:
                     await self._change()
-        return [self._jobs.popleft()] if self._jobs else self._take(self._ready(size, taker), taker)
+        return [self._jobs.popleft()] if self._jobs else self._take(size, taker)
 
     def join(self, size: int, purpose: Purpose, *, taker: int) -> list[Job]:
-        """While a describe call waits nobody joins, so that its turn comes."""
-        return [] if self._jobs or purpose is Purpose.DESCRIBE else self._take(self._ready(size, taker), taker)
+        """While what asks for something else is the next in turn nobody joins, so that its turn comes."""
+        first = next(self._takeable(taker), None)
+        if size <= 0 or self._jobs or first is None or first.waiting[0].purpose is not purpose:
+            return []
+        return self._take(size, taker)
 
     def answered(self, job: Job, headers: Mapping[str, str]) -> None:
         sequence = self._sequences.get(job.sequence)
         if sequence is not None and sequence.in_hand is job:
-            sequence.in_hand, sequence.last = None, trio.current_time()
+            sequence.in_hand = None
             sequence.answered += 1
             if job.ends_sequence:
                 self._end(sequence, "sequence_ended")
+            else:
+                self._file(sequence)
         told = next((value for name, value in headers.items() if name.lower() == self._end_header.lower()), "")
         for name in filter(None, told.split(";")):
             ended = self._sequences.get(job.sequence if name.lower() == "true" else name)
@@ -144,50 +160,96 @@ class SequenceQueue(JobQueue):
 
     def release(self, taker: int) -> None:
         """The state of the sequences that a worker knew is gone with it: the next one must not answer them."""
-        for sequence in [s for s in self._sequences.values() if s.owner == taker]:
+        for sequence in list(self._owned.pop(taker, {}).values()):
             if sequence.known:
                 self._end(sequence, "sequence_lost")
             sequence.in_hand, sequence.owner = None, _NOBODY
+            if sequence.id in self._sequences:
+                self._file(sequence)
+        self._ready.pop(taker, None)
         self._changed.unpark_all()
 
-    async def _change(self) -> None:
-        """Wait until something is different: what others do, or a sequence that ends by itself."""
-        deadline = min((s.ends_at(self._limits) for s in self._sequences.values()), default=math.inf)
-        with trio.move_on_at(deadline):
-            await self._changed.park()
-        self._end_expired()
+    # -- who may be begun
 
-    def _ready(self, size: int, taker: int) -> list[_Sequence]:
-        """Sequences whose next request the slot may begin, its own first."""
-        own = [s for s in self._sequences.values() if s.owner == taker]
-        ready = [s for s in own if s.waiting and s.in_hand is None][: max(0, size)]
-        room = max(0, min(size - len(ready), self._per_worker - len(own)))
-        new = (s for s in self._sequences.values() if s.owner == _NOBODY and s.waiting)
-        return [*ready, *itertools.islice(new, room)]
+    def _takeable(self, taker: int) -> Iterator[_Sequence]:
+        """Sequences whose next request the slot may begin, its own first; as long as it has places, new ones."""
+        yield from self._ready.get(taker, {}).values()
+        room = self._per_worker - len(self._owned.get(taker, ()))
+        for _, sequence in zip(range(room), self._new.values(), strict=False):
+            yield sequence
 
-    def _take(self, sequences: Iterable[_Sequence], taker: int) -> list[Job]:
-        """One request of each, all of the first one's purpose."""
-        jobs: list[Job] = []
-        for sequence in sequences:
-            if jobs and sequence.waiting[0].purpose is not jobs[0].purpose:
-                continue
-            sequence.owner = taker
-            sequence.in_hand = sequence.waiting.popleft()
+    def _can_take(self, size: int, taker: int) -> bool:
+        return sum(1 for _ in zip(range(size), self._takeable(taker), strict=False)) == size
+
+    def _take(self, size: int, taker: int) -> list[Job]:
+        """One request of each of at most `size` sequences, all of the first one's purpose."""
+        chosen: list[_Sequence] = []
+        for sequence in self._takeable(taker):
+            if len(chosen) == size:
+                break
+            if not chosen or sequence.waiting[0].purpose is chosen[0].waiting[0].purpose:
+                chosen.append(sequence)
+        jobs = []
+        for sequence in chosen:
+            sequence.owner, sequence.in_hand = taker, sequence.waiting.popleft()
+            self._waiting -= 1
+            self._owned.setdefault(taker, {})[sequence.id] = sequence
+            self._file(sequence)
             jobs.append(sequence.in_hand)
         return jobs
 
+    def _file(self, sequence: _Sequence) -> None:
+        """Put a sequence where it belongs now."""
+        self._take_out(sequence)
+        if sequence.in_hand is not None:
+            return
+        if not sequence.waiting:
+            sequence.last = trio.current_time()  # so that they stand in the order in which they will end
+            self._idle[sequence.id] = sequence
+        elif sequence.owner == _NOBODY:
+            self._new[sequence.id] = sequence
+        else:
+            self._ready.setdefault(sequence.owner, {})[sequence.id] = sequence
+        self._changed.unpark_all()
+
+    def _take_out(self, sequence: _Sequence) -> None:
+        for place in (self._new, self._idle, self._ready.get(sequence.owner, {})):
+            place.pop(sequence.id, None)
+
+    # -- ends
+
+    async def _change(self) -> None:
+        """Wait until something is different: what others do, or a sequence that ends by itself."""
+        with trio.move_on_at(self._next_end()):
+            await self._changed.park()
+        self._end_expired()
+
+    def _next_end(self) -> float:
+        idle = next((s.last + self._limits.max_idle_s for s in self._idle.values()), math.inf)
+        return min(idle, next((s.began + self._limits.timeout_s for s in self._not_in_hand()), math.inf))
+
+    def _not_in_hand(self) -> Iterator[_Sequence]:
+        """Oldest first.  None ends amid a request."""
+        return (sequence for sequence in self._sequences.values() if sequence.in_hand is None)
+
     def _end_expired(self) -> None:
         now = trio.current_time()
-        for sequence in [s for s in self._sequences.values() if s.ends_at(self._limits) <= now]:
-            self._end(sequence, "sequence_expired")
+        while (first := next(iter(self._idle.values()), None)) and first.last + self._limits.max_idle_s <= now:
+            self._end(first, "sequence_expired")
+        while (first := next(self._not_in_hand(), None)) and first.began + self._limits.timeout_s <= now:
+            self._end(first, "sequence_expired")
 
     def _end(self, sequence: _Sequence, reason: str) -> None:
         """Requests that still wait are refused: a worker would take them for the beginning of another sequence."""
         self._forget(sequence)
+        self._waiting -= len(sequence.waiting)
         for job in sequence.waiting:
             cause = {"reason": reason, "sequence": sequence.id}
             job.finish(ServiceUnavailable.no_worker(self._name, job.asked_version, cause=cause))
+        sequence.waiting.clear()
 
     def _forget(self, sequence: _Sequence) -> None:
         if self._sequences.get(sequence.id) is sequence:
             del self._sequences[sequence.id]
+            self._take_out(sequence)
+            self._owned.get(sequence.owner, {}).pop(sequence.id, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import trio
@@ -18,6 +18,7 @@ from tserve.domain.wire import (
     STREAM_NEXT,
     Frame,
     HandlerFailed,
+    JobReply,
     JobRequest,
     Kind,
     WireError,
@@ -26,10 +27,12 @@ from tserve.domain.wire import (
 )
 from tserve.errors import InternalServer, TserveError
 from tserve.runtime import autopsy
-from tserve.runtime.jobs import Job, JobQueue
+from tserve.runtime.jobs import Job, JobQueue, Purpose
 from tserve.runtime.launcher import Worker, WorkerGone
 
 CLIENT_TAIL = 4 << 10  # of the log tail, for a client whose request a worker took down
+_DIED_IDLE = "the worker ended while it waited for work"
+_LATE = {"reason": "response_timeout"}
 MOST_ASYNCHRONOUS = 100  # batches in the hand of one asynchronous worker; the rest waits where it can still be refused
 
 
@@ -87,10 +90,14 @@ class Serving:
 
     async def run(self) -> Failure | None:
         """Serve until the slot is to leave, None then, or the worker is of no use any more."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_waiting_when_ailing)
-            failure = await self._serve()
-            nursery.cancel_scope.cancel()
+        failure: Failure | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_waiting_when_ailing)
+                failure = await self._serve()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._fail(self._hand, failure)
         return failure
 
     async def _serve(self) -> Failure | None:
@@ -103,12 +110,22 @@ class Serving:
                     self._hand = await self._queue.take(self._size, self._spec.batch_delay_s, taker=self._host.id)
                 if idle.cancelled_caught and self._worker.ailing.is_set():
                     return await self._idle_death()
+            elif (describe := self._queue.take_alone()) is not None:
+                failure = await self._answer_between(describe)
             elif not self._host.finished:
                 room, purpose = self._size - len(self._hand), self._hand[0].purpose
                 self._hand += self._queue.join(room, purpose, taker=self._host.id)
-            if self._hand:
+            if failure is None and self._hand:
                 failure = await self._answer()
         return failure
+
+    async def _answer_between(self, job: Job) -> Failure | None:
+        """A call of its own amid a continuous batch, which may have no end."""
+        aside, self._hand = self._hand, [job]
+        try:
+            return await self._answer()
+        finally:
+            self._hand += aside
 
     async def _stop_waiting_when_ailing(self) -> None:
         await self._worker.ailing.wait()
@@ -120,8 +137,7 @@ class Serving:
         try:
             await self._worker.receive()
         except WorkerGone:
-            detail = "the worker ended while it waited for work"
-            return await self._host.death(self._worker, "died_idle", detail)
+            return await self._host.death(self._worker, "died_idle", _DIED_IDLE)
         except WireError as e:
             return await self._bad_frame(str(e))
         return await self._bad_frame("the worker sent what nobody had asked for")
@@ -132,24 +148,17 @@ class Serving:
     async def _answer(self) -> Failure | None:
         """Have the worker answer what is in hand; what is left there then waits for the next round."""
         self._host.at_work(True)
-        failure: Failure | None = None
-        whole = False
         timeout_s = self._spec.response_timeout_s
-        try:
-            with trio.move_on_after(timeout_s) as scope:
-                failure = await self._exchange(scope)
-            if scope.cancelled_caught:
-                failure = await self._host.unresponsive(self._worker, "response_timeout", _silence(timeout_s))
-            whole = failure is None
-        finally:
-            if not whole:
-                self._fail(self._hand, failure)
+        with trio.move_on_after(timeout_s) as scope:
+            failure = await self._exchange(scope)
+        if scope.cancelled_caught:
+            return await self._host.unresponsive(self._worker, "response_timeout", _silence(timeout_s))
+        if failure is None:
+            self.answered += 1
             for job in self._hand:
-                if job.done:  # a client that left included
+                if job.done:  # that of a client which left, too
                     self._queue.answered(job, {})
             self._hand = [job for job in self._hand if not job.done]
-        if whole:
-            self.answered += 1
             if not self._hand:
                 self._host.at_work(False)
         return failure
@@ -162,7 +171,7 @@ class Serving:
             job.finish(InternalServer("Worker died.", code=why.code, cause=cause))
 
     async def _exchange(self, limit: trio.CancelScope) -> Failure | None:
-        """One call of the handler.  Its response timeout runs anew with each piece."""
+        """One call of the handler.  Its response timeout runs anew with each piece that somebody waits for."""
         self._number += 1
         try:
             await self._send(self._hand)
@@ -170,6 +179,7 @@ class Serving:
             return await self._host.death(self._worker, "died_idle", str(e))
         if not self._hand:
             return None
+        told = False
         try:
             while True:
                 frame = await self._worker.receive()
@@ -178,7 +188,11 @@ class Serving:
                 self._deliver(self._hand, frame)
                 if frame.kind is Kind.REPLY:
                     return None
-                limit.deadline = trio.current_time() + self._spec.response_timeout_s
+                if not all(job.done for job in self._hand):
+                    limit.deadline = trio.current_time() + self._spec.response_timeout_s
+                elif not told:  # else a stream without listeners, and without an end, would keep the worker
+                    told = True
+                    await self._worker.send(Frame(Kind.GONE, self._number, {}))
         except WorkerGone as e:
             return await self._host.death(self._worker, "crashed", str(e))
         except WireError as e:
@@ -195,11 +209,16 @@ class Serving:
             if isinstance(answer, HandlerFailed):
                 self._queue.answered(job, {})
                 job.finish(_error_of(answer))
-            elif frame.kind is Kind.PIECE or (self._spec.continuous and answer.headers.get(STREAM_NEXT) == "true"):
+            elif frame.kind is Kind.PIECE or self._goes_on(job, answer):
                 job.pass_on(answer)
             else:
                 self._queue.answered(job, answer.headers)
                 job.finish(answer)
+
+    def _goes_on(self, job: Job, answer: JobReply) -> bool:
+        """Whether the job stays in hand for another round."""
+        more = answer.headers.get(STREAM_NEXT) == "true"
+        return more and self._spec.continuous and job.purpose is not Purpose.DESCRIBE
 
     async def _send(self, jobs: list[Job]) -> None:
         """Jobs that the worker cannot have begun are taken out of `jobs`.  Raises WorkerGone."""
@@ -214,39 +233,59 @@ class Serving:
         except WireError as e:  # nothing has been sent; the worker is well
             error = InternalServer(f"The batch is too large to be sent: {e}", cause={"reason": "batch_too_large"})
             for job in jobs:
+                self._queue.answered(job, {})
                 job.finish(error)
             jobs.clear()
         for job in jobs:
             job.begun = True
 
 
+@dataclass(slots=True)
+class _Call:
+    """A job in the hand of an asynchronous worker: when its answer is `due`, and whether the worker knows that
+    nobody waits for that any more."""
+
+    job: Job
+    due: float
+    told: bool = False
+
+
 class AsynchronousServing(Serving):
     """Each job is a batch of its own; many are in the worker's hand at once, and answered in any order.
 
-    The response timeout is one of the worker: it runs while jobs are in hand and no frame comes.
+    The response timeout counts for each of them.  A worker that says nothing at all for so long is ended; one that
+    answers others is not: only the late request fails then.
     """
 
     def __init__(self, worker: Worker, queue: JobQueue, spec: PoolSpec, host: Host) -> None:
         super().__init__(worker, queue, spec, host)
-        self._by_number: dict[int, Job] = {}
+        self._calls: dict[int, _Call] = {}
+        self._heard_at = trio.current_time()
         self._answered = trio.lowlevel.ParkingLot()
+        self._sending = trio.Lock()
+        self._taking = trio.CancelScope()
         self._silence = trio.CancelScope()
         self._failure: Failure | None = None
 
     @property
     def room(self) -> int:
-        return MOST_ASYNCHRONOUS - len(self._by_number)
+        return MOST_ASYNCHRONOUS - len(self._calls)
+
+    @property
+    def _live(self) -> list[_Call]:
+        return [call for call in self._calls.values() if not call.job.done]
 
     async def run(self) -> Failure | None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hear, nursery.cancel_scope)
-                await self._take_and_send()
-                while self._by_number:
+                with self._taking:
+                    await self._take_and_send()
+                while self._live or self._taking.cancel_called:  # else whoever hears the worker ends this
                     await self._answered.park()
                 nursery.cancel_scope.cancel()
         finally:
-            self._fail(list(self._by_number.values()), self._failure)
+            self._fail([call.job for call in self._calls.values()], self._failure)
         return self._failure
 
     async def _take_and_send(self) -> None:
@@ -261,13 +300,15 @@ class AsynchronousServing(Serving):
 
     async def _begin(self, jobs: list[Job]) -> None:
         self._number += 1
-        number, job = self._number, jobs[0]
-        self._by_number[number] = job
-        if len(self._by_number) == 1:
+        number, now = self._number, trio.current_time()
+        if not self._calls:
             self._host.at_work(True)
-            self._silence.deadline = trio.current_time() + self._spec.response_timeout_s
+            self._heard_at = now
+        call = self._calls[number] = _Call(jobs[0], now + self._spec.response_timeout_s)
+        self._silence.deadline = min(self._silence.deadline, call.due)
         try:
-            await self._send(jobs)
+            async with self._sending:
+                await self._send(jobs)
         except WorkerGone:
             if not jobs:
                 self._done(number)
@@ -276,37 +317,56 @@ class AsynchronousServing(Serving):
             self._done(number)
 
     async def _hear(self, life: trio.CancelScope) -> None:
+        """Take in what the worker says until it says no more, or nothing for too long."""
         try:
             while self._failure is None:
-                with trio.CancelScope(deadline=self._silence.deadline) as self._silence:
-                    self._take_in(await self._worker.receive())
-                if self._silence.cancelled_caught:
+                frame = None
+                with trio.CancelScope(deadline=min((c.due for c in self._live), default=math.inf)) as self._silence:
+                    frame = await self._worker.receive()
+                if frame is not None:
+                    await self._take_in(frame)
+                elif self._silent():
+                    self._taking.cancel()  # nothing more for a worker that is on its way out
                     detail = _silence(self._spec.response_timeout_s)
                     self._failure = await self._host.unresponsive(self._worker, "response_timeout", detail)
         except WorkerGone as e:
-            if self._by_number:
-                self._failure = self._failure or await self._host.death(self._worker, "crashed", str(e))
-            else:
-                self._failure = await self._idle_death()
+            self._taking.cancel()
+            reason, detail = ("crashed", str(e)) if self._calls else ("died_idle", _DIED_IDLE)
+            self._failure = await self._host.death(self._worker, reason, detail)
         except WireError as e:
+            self._taking.cancel()
             self._failure = await self._bad_frame(str(e))
         life.cancel()
 
-    def _take_in(self, frame: Frame) -> None:
-        job = self._by_number.get(frame.id)
-        if job is None:
+    def _silent(self) -> bool:
+        """Whether the worker has said nothing for too long, or can take no more; else those who are late fail alone."""
+        now, timeout_s = trio.current_time(), self._spec.response_timeout_s
+        if now - self._heard_at >= timeout_s:
+            return True
+        for call in self._live:
+            if call.due <= now:
+                call.job.finish(InternalServer(f"{_silence(timeout_s).capitalize()}.", cause=_LATE))
+        return self.room <= 0 and not self._live
+
+    async def _take_in(self, frame: Frame) -> None:
+        call = self._calls.get(frame.id)
+        if call is None:
             raise WireError(f"an answer to batch {frame.id}, which is not in hand")
-        self._deliver([job], frame)
-        self._silence.deadline = trio.current_time() + self._spec.response_timeout_s
+        self._deliver([call.job], frame)
+        self._heard_at = trio.current_time()
+        call.due = self._heard_at + self._spec.response_timeout_s
         if frame.kind is Kind.REPLY:
             self.answered += 1
             self._done(frame.id)
+        elif call.job.done and not call.told:
+            call.told = True
+            async with self._sending:
+                await self._worker.send(Frame(Kind.GONE, frame.id, {}))
 
     def _done(self, number: int) -> None:
-        del self._by_number[number]
+        del self._calls[number]
         self._answered.unpark_all()
-        if not self._by_number:
-            self._silence.deadline = math.inf
+        if not self._calls:
             self._host.at_work(False)
 
 

@@ -66,7 +66,7 @@ class ProcessWorker(ChildProcess):
 
     async def send(self, frame: Frame) -> None:
         view = memoryview(frame.encode())
-        self._owed += 1  # each kind of frame that goes to a worker is answered by one, pieces aside
+        self._owed += frame.kind is not Kind.GONE  # every other kind is answered by one frame, pieces aside
         try:
             while view:
                 view = view[await self._channel.send(view) :]

@@ -16,6 +16,7 @@ from tserve.runtime.jobs import Job, Outcome, Purpose
 from tserve.runtime.pool import NoCapacity, Pool
 from tserve.runtime.reconcile import Reconciler
 
+PIECE_BYTES = 1 << 10  # that a piece of it costs beside its body
 STREAM_BYTES = 64 << 20  # of a streamed answer that its client has not read: more, and the client is given up
 
 
@@ -28,7 +29,7 @@ class Answer:
 
 
 class Stream:
-    """The further parts of a streamed answer, to be iterated once and closed.
+    """The further parts of a streamed answer, to be iterated once, and left in any case.
 
     Raises StreamCut when the answer cannot be brought to its end: its status has been sent by then.
     """
@@ -48,7 +49,8 @@ class Stream:
             raise StopAsyncIteration
         return part.body
 
-    async def aclose(self) -> None:
+    def leave(self) -> None:
+        """Nobody reads on."""
         self._inbox.leave()
 
 
@@ -73,8 +75,9 @@ class _Inbox:
         )
 
     def _on_piece(self, piece: JobReply) -> None:
-        self._bytes += len(piece.body)
+        self._bytes += len(piece.body) + PIECE_BYTES
         if self._bytes > STREAM_BYTES:
+            self._parts.clear()
             self.job.finish(InternalServer(f"The client left more than {STREAM_BYTES} bytes of the stream unread."))
             return
         self._parts.append(piece)
@@ -96,7 +99,7 @@ class _Inbox:
             await self._arrived.wait()
         if self._parts:
             part = self._parts.popleft()
-            self._bytes -= len(part.body)
+            self._bytes -= len(part.body) + PIECE_BYTES
             return part
         if self._taken:
             return None
@@ -163,6 +166,8 @@ class Inference:
             rest = [part async for part in answer.rest]
         except StreamCut as e:  # nothing of it has been sent yet
             raise e.error from e
+        finally:
+            answer.rest.leave()
         return replace(answer.first, body=answer.first.body + b"".join(rest))
 
 
