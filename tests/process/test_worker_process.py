@@ -130,6 +130,17 @@ async def test_a_flood_of_lines_leaves_gaps_in_the_log_and_none_in_the_tail(
     assert lines[-1].endswith(" lines left out here")
 
 
+async def test_metrics_are_neither_in_the_log_nor_in_the_tail(caplog: pytest.LogCaptureFixture) -> None:
+    """However long their lines are: they are for the server, not for people."""
+    caplog.set_level(logging.INFO, "tserve.model")
+    async with loaded("measures.py") as worker:
+        await ask(worker, b"x")
+        worker.hang_up()
+        await worker.wait()
+        assert worker.tail() == "before\namid\nafter\n"
+    assert not any("METRICS" in record.getMessage() or "mmm" in record.getMessage() for record in caplog.records)
+
+
 async def test_what_a_handler_logs_is_in_the_log() -> None:
     """From INFO on, and nothing but its words, as the contract has it."""
     async with loaded("logs.py") as worker:

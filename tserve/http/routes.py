@@ -83,7 +83,7 @@ class Route:
                 name, _, mark = want[1:].partition("}")
                 if mark not in have:
                     return None
-                args[name] = have.partition(mark)[0] if mark else have
+                args[name] = have.rpartition(mark)[0] if mark else have
             elif want != have:
                 return None
         return args, rest

@@ -44,6 +44,7 @@ class ChildProcess:
         self._grace_s = grace_s
         self._tail = bytearray()
         self._line = b""  # the last one, of which more may come
+        self._swallowing = False  # it is one with metrics, whose beginning is gone
         self._exit: Exit | None = None
         self._killed = False  # by this server
         self._reaped = False
@@ -148,9 +149,15 @@ class ChildProcess:
             async with trio.lowlevel.FdStream(self._output) as pipe:
                 async for chunk in pipe:
                     *lines, self._line = (self._line + chunk).split(b"\n")
+                    if lines and self._swallowing:
+                        del lines[0]
+                        self._swallowing = False
                     lines = [line for line in lines if not line.startswith(_METRICS)]
                     self._tail += b"".join(line + b"\n" for line in lines)
-                    if len(self._line) > _LINE_BYTES:
+                    self._swallowing = self._swallowing or self._line.startswith(_METRICS)
+                    if self._swallowing:
+                        self._line = b""
+                    elif len(self._line) > _LINE_BYTES:
                         self._tail += self._line
                         lines.append(self._line)
                         self._line = b""

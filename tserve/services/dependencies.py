@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 from tserve.archive.keep import Keep
 from tserve.domain.registry import Registry
@@ -50,8 +50,10 @@ class Dependencies:
         """Let the environments go that no version needs any more."""
         await self._environments.release(self._needed)
 
-    def _needed(self) -> Iterator[Requirements]:
-        for version in self._registry:
-            archive = self._registry.archive(version.digest)
-            if requirements := requirements_of(archive, self._settings):
-                yield Requirements(str(self._keep.model_dir(version.digest)), requirements)
+    def _needed(self) -> list[Requirements]:
+        """As of now: whoever goes through it waits in between, and versions come and go."""
+        return [
+            Requirements(str(self._keep.model_dir(version.digest)), requirements)
+            for version in self._registry
+            if (requirements := requirements_of(self._registry.archive(version.digest), self._settings))
+        ]
