@@ -91,7 +91,8 @@ def test_it_writes_words_of_its_text(server: Server) -> None:
     [
         ({"prompt": ""}, "prompt must be a text"),
         ({"prompt": 3}, "prompt must be a text"),
-        ({"words": 0}, "words must be a number from 1"),
+        ({"words": 0}, "words must be a whole number from 1"),
+        ({"words": 2.5}, "words must be a whole number from 1"),
         ({"temperature": "hot"}, "temperature must be a number"),
         ("plain text", "must be a JSON object"),
     ],
