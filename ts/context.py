@@ -90,6 +90,8 @@ class Context:
         self.header_key_sequence_end = os.environ.get("TS_REQUEST_SEQUENCE_END", "ts_request_sequence_end")
         # Set by the worker: sends a piece of a streamed answer for each request of the batch.
         self._send_pieces: Callable[[list[Any]], None] | None = None
+        # False while an envelope has the handler work on what it took out of the requests.
+        self._rows_are_requests = True
         # Both names are in use by handlers, so the underscored one is part of the contract too.
         self._request_processor: list[RequestProcessor] | None = None
         if metrics is not None:

@@ -125,22 +125,10 @@ def test_other_tokenizers() -> None:
         get_tokenizer("basic_english", language="de")
 
 
-@pytest.mark.parametrize(
-    ("name", "package"),
-    [("spacy", "spacy"), ("moses", "sacremoses"), ("toktok", "nltk"), ("revtok", "revtok"), ("subword", "revtok")],
-)
-def test_a_tokenizer_asks_for_its_package(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setitem(sys.modules, f"{package}.tokenize.toktok", None)
-    with pytest.raises(ModuleNotFoundError, match=f"pip install {package}$"):
-        get_tokenizer(name)
-
-
-def test_toktok_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in of the package shows that it is called as it wants to be."""
-    module = SimpleNamespace(ToktokTokenizer=lambda: SimpleNamespace(tokenize=lambda text: text.split("-")))
-    monkeypatch.setitem(sys.modules, "nltk.tokenize.toktok", module)  # type: ignore[arg-type]
-    assert get_tokenizer("toktok")("a-b") == ["a", "b"]
+def test_the_tokenizer_of_spacy_asks_for_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install spacy$"):
+        get_tokenizer("spacy")
 
 
 def test_ngrams() -> None:

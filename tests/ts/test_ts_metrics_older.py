@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import re
+from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -68,6 +70,14 @@ def test_arguments_mean_what_their_names_say(store: MetricsStore, call: tuple[ob
     name, *arguments = call
     getattr(store, str(name))(*arguments)
     assert re.fullmatch(line, str(store.store[0]))
+
+
+@pytest.mark.parametrize("ids", ["x", UUID(int=7), {0: UUID(int=7)}])
+@pytest.mark.parametrize("idx", [None, 0])
+def test_request_ids_may_be_anything(ids: Any, idx: int | None) -> None:
+    store = MetricsStore(ids, "m")
+    store.add_counter("a", 1, idx)
+    assert str(store.store[0]).endswith(f",{ids[0] if isinstance(ids, dict) else ids}")
 
 
 def test_a_wrong_unit_is_a_value_error(store: MetricsStore) -> None:

@@ -167,20 +167,6 @@ def test_transform_gives_the_middle_normalised(size: tuple[int, int]) -> None:
     torch.testing.assert_close(turned.flip(1, 2), tensor, atol=0.05, rtol=0)
 
 
-def test_transform_equals_torchvisions() -> None:
-    transforms = pytest.importorskip("torchvision.transforms", reason="torchvision is optional and not installed")
-    theirs = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    image = Image.effect_mandelbrot((301, 257), (-2, -1.5, 1, 1.5), 100).convert("RGB")
-    assert torch.equal(ImageClassifier.image_processing(image), theirs(image))
-
-
 def test_a_subclass_brings_its_own_transform(start: Start) -> None:
     class Inverted(ImageClassifier):
         image_processing = staticmethod(lambda image: 1 - VisionHandler.image_processing(image))
@@ -193,7 +179,7 @@ def test_a_subclass_brings_its_own_transform(start: Start) -> None:
 
 def test_the_stock_transform_can_be_taken_apart() -> None:
     names = [type(each).__name__ for each in ImageClassifier.image_processing.transforms]
-    assert names == ["ToRGB", "Resize", "CenterCrop", "ToTensor", "Normalize"]
+    assert names == ["Resize", "CenterCrop", "ToTensor", "Normalize"]
     assert ImageClassifier().image_processing is VisionHandler.image_processing
 
 
@@ -244,7 +230,7 @@ def test_a_batch_of_unreadable_images_is_answered_row_by_row(start: Start) -> No
 
 def test_preprocess_alone_names_every_bad_row(start: Start) -> None:
     handler, _ = start(ImageClassifier, COLOURS)
-    with pytest.raises(ValueError, match=r"Request 0 of the batch: No image.*Request 2 of the batch: Not an image"):
+    with pytest.raises(ValueError, match=r"^Row 0: No image.*Row 2: Not an image"):
         handler.preprocess([{}, {"body": picture("red")}, {"body": b"x"}])
 
 

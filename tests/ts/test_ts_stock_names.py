@@ -209,6 +209,12 @@ def test_what_the_server_reports_of_refusals(in_worker: Callable[..., Any], tmp_
     assert "tserve does not drive vLLM itself" in failure.detail
 
 
+def test_the_logger_comes_with_the_base_handler() -> None:
+    from ts.torch_handler.base_handler import BaseHandler, logger
+
+    assert logger.name == BaseHandler.__module__
+
+
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is not None, reason="onnxruntime is installed")
 def test_a_missing_package_is_a_missing_requirement(in_worker: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"")

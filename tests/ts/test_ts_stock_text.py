@@ -15,6 +15,7 @@ import torch
 from ts.context import Context, RequestProcessor
 from ts.torch_handler.contractions import CONTRACTION_MAP
 from ts.torch_handler.text_classifier import TextClassifier
+from ts.torch_handler.text_handler import TextHandler
 
 Prepare = Callable[..., Context]
 
@@ -207,3 +208,45 @@ def test_explanation_needs_an_embedding(classifier: Any) -> None:
     handler, context = classifier(BAG.replace("self.embedding", "self.table"), explain="True")
     with pytest.raises(NotImplementedError, match=r"attribute `embedding`.*Bag has none"):
         handler.handle([{"body": "good"}], context)
+
+
+class Words(TextHandler):
+    """As handlers are written that load nothing."""
+
+    def initialize(self, context: Any) -> None:
+        self.initialized = True
+
+
+def test_a_subclass_may_load_nothing() -> None:
+    handler = Words()
+    handler.initialize(None)
+    assert handler._tokenize("It's ONE, two") == ["it", "'", "s", "one", ",", "two"]
+    assert (handler.input_text, handler.source_vocab) == (None, None)
+
+
+def test_another_tokenizer_counts(classifier: Any) -> None:
+    handler, context = classifier()
+    handler.tokenizer = lambda text: ["bad"]
+    assert ask(handler, context, "good") == ["blame"]
+
+    class ByLine(Words):
+        tokenizer = staticmethod(str.splitlines)
+
+    assert ByLine()._tokenize("One two\nthree") == ["One two", "three"]
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([[2, 0, 1], [1, 1, 1]]), [[2, 0, 1]], [2, 0, 1]])
+def test_tokens_of_numbers_have_no_marks(ids: Any) -> None:
+    class Tokenizer:
+        def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+            return [["\u0120good", "\u2581day", "un"][number] for number in ids]
+
+    assert Words().get_word_token(ids, Tokenizer()) == ["un", "good", "day"]
+
+
+def test_attributions_become_one_number_a_token() -> None:
+    attributions = torch.tensor([[1.0, 2.0], [-1.0, -3.0]])
+    assert Words().summarize_attributions(attributions).tolist() == pytest.approx([0.6, -0.8])
+    assert Words().summarize_attributions(attributions[None]).tolist() == pytest.approx([0.6, -0.8])
+    assert Words().summarize_attributions(attributions[:1]).tolist() == [1]
+    assert Words().summarize_attributions(torch.zeros(2, 2)).tolist() == [0, 0]

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from ts.torch_handler._requests import UnreadableRows, answer_the_readable
+
 logger = logging.getLogger(__name__)
 
 _STEPS = ("preprocess", "inference", "postprocess")
@@ -55,20 +57,29 @@ class MicroBatching:
         parent.context = context
         if _asks(parent, "_is_describe"):
             output: Any = [parent.describe_handle()]
-        elif _asks(parent, "_is_explain"):
-            output = parent.explain_handle(parent.preprocess(data), data)
         else:
-            output = self.handle(data)
+            output = self._answers(data, context)
         metrics = getattr(context, "metrics", None)
         if metrics is not None:
             metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
         return output
 
+    def _answers(self, data: Any, context: Any) -> Any:
+        """Requests that a step finds nothing to read in are answered 400 and do not fail the others."""
+        parent = self.parent_handler
+        try:
+            if _asks(parent, "_is_explain"):
+                return parent.explain_handle(parent.preprocess(data), data)
+            return self.handle(data)
+        except UnreadableRows as error:
+            return answer_the_readable(self._answers, data, context, error)
+
     def handle(self, data: Sequence[Any]) -> list[Any]:
         """The answers to the rows of a batch, in their order.
 
-        Raises what the first failing step raises, once nothing of the batch is at work any more; ValueError for a micro
-        batch size below 1, RuntimeError after `shutdown`.
+        Raises what the first failing step raises, once nothing of the batch is at work any more; rows that an
+        UnreadableRows names are those of the batch.  ValueError for a micro batch size below 1, RuntimeError after
+        `shutdown`.
         """
         size = _whole(self.micro_batch_size, "micro_batch_size")
         with self._lock:
@@ -78,7 +89,7 @@ class MicroBatching:
         chunks = [data[start : start + size] for start in range(0, len(data), size)]
         batch = _Batch(len(chunks))
         for index, rows in enumerate(chunks):
-            self._stages[0].waiting.put(_Chunk(batch, index, rows))
+            self._stages[0].waiting.put(_Chunk(batch, index, rows, index * size))
         return list(batch.results())
 
     def get_micro_batch_idx(self) -> int | None:
@@ -117,6 +128,9 @@ class MicroBatching:
                 self._local.index = chunk.index
                 try:
                     chunk.rows = getattr(self.parent_handler, stage.step)(chunk.rows)
+                except UnreadableRows as error:
+                    reasons = {chunk.start + row: reason for row, reason in error.reasons.items()}
+                    batch.fail(UnreadableRows(reasons).with_traceback(error.__traceback__))
                 except BaseException as error:  # SystemExit too: it is the caller who ends by it
                     batch.fail(error)
             if following and not batch.failed:
@@ -137,12 +151,13 @@ class _Stage:
 
 
 class _Chunk:
-    """A micro batch on its way: its rows, then what the steps made of them."""
+    """A micro batch on its way: its rows, from row `start` of the batch on, then what the steps made of them."""
 
-    def __init__(self, batch: _Batch, index: int, rows: Any) -> None:
+    def __init__(self, batch: _Batch, index: int, rows: Any, start: int) -> None:
         self.batch = batch
         self.index = index
         self.rows = rows
+        self.start = start
 
 
 class _Batch:

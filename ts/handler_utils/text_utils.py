@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from ts.torch_handler._optional import needed
 
@@ -20,8 +18,8 @@ def get_tokenizer(tokenizer: str | Tokenizer | None, language: str = "en") -> To
     """A function of a text that gives its tokens.
 
     None splits at white space; `basic_english` also lowers the case and parts punctuation from words; a function is
-    taken as it is.  `spacy`, `moses`, `toktok`, `revtok` and `subword` need the package of their name, asked for by a
-    ModuleNotFoundError.  Raises ValueError for any other name, and for `basic_english` in another language.
+    taken as it is.  `spacy` needs that package, asked for by a ModuleNotFoundError.  Raises ValueError for any other
+    name, and for `basic_english` in another language.
     """
     if tokenizer is None:
         return str.split
@@ -31,11 +29,9 @@ def get_tokenizer(tokenizer: str | Tokenizer | None, language: str = "en") -> To
         if language != "en":
             raise ValueError(f"basic_english is for the language 'en', not {language!r}.")
         return _basic_english
-    make = _BY_PACKAGE.get(tokenizer)
-    if make is None:
-        names = ", ".join(["basic_english", *_BY_PACKAGE])
-        raise ValueError(f"There is no tokenizer {tokenizer!r}; there are {names}, or a function.")
-    return make(language)
+    if tokenizer == "spacy":
+        return _spacy(language)
+    raise ValueError(f"There is no tokenizer {tokenizer!r}; there are basic_english, spacy, or a function.")
 
 
 def ngrams_iterator(token_list: Sequence[str], ngrams: int) -> Iterator[str]:
@@ -54,27 +50,3 @@ def _spacy(language: str) -> Tokenizer:
     spacy = needed("spacy", "spacy", "The tokenizer 'spacy' splits text")
     pipeline = spacy.load(_SPACY_MODELS.get(language, language))
     return lambda text: [token.text for token in pipeline.tokenizer(text)]
-
-
-def _moses(language: str) -> Tokenizer:
-    module = needed("sacremoses", "sacremoses", "The tokenizer 'moses' splits text")
-    return module.MosesTokenizer(lang=language).tokenize  # type: ignore[no-any-return]
-
-
-def _toktok(language: str) -> Tokenizer:
-    module = needed("nltk.tokenize.toktok", "nltk", "The tokenizer 'toktok' splits text")
-    return module.ToktokTokenizer().tokenize  # type: ignore[no-any-return]
-
-
-def _revtok(language: str, **options: Any) -> Tokenizer:
-    module = needed("revtok", "revtok", "The tokenizers 'revtok' and 'subword' split text")
-    return functools.partial(module.tokenize, **options)
-
-
-_BY_PACKAGE: dict[str, Callable[[str], Tokenizer]] = {
-    "spacy": _spacy,
-    "moses": _moses,
-    "toktok": _toktok,
-    "revtok": _revtok,
-    "subword": functools.partial(_revtok, decap=True),
-}

@@ -32,8 +32,8 @@ def send_intermediate_predict_response(
 
     `ret` has one item for each request of `req_id_map`, which is `context.request_ids` or, in a micro batch, a part of
     it; the other requests then get an empty piece.  Content type, headers and status are those set before the first
-    piece.  Raises RuntimeError outside of a batch, ValueError if `ret` does not fit, and PredictionException, to end
-    the batch, for a code that is not 200.
+    piece.  Raises RuntimeError outside of a batch and for requests that are answered by now, ValueError if `ret` does
+    not fit, and PredictionException, to end the batch, for a code that is not 200.
     """
     send = getattr(context, "_send_pieces", None)
     if send is None:
@@ -46,9 +46,12 @@ def send_intermediate_predict_response(
 
 
 def _by_place(pieces: list[Any], req_id_map: Mapping[int, str] | None, whole: Mapping[int, str] | None) -> list[Any]:
-    """The pieces in the order of the batch.  Raises ValueError."""
-    if not req_id_map or not whole or len(req_id_map) == len(whole):
+    """The pieces in the order of the batch.  Raises RuntimeError, ValueError."""
+    if not req_id_map or not whole or req_id_map == whole:
         return pieces
+    if not set(whole.values()).issuperset(req_id_map.values()):
+        # A thread of an earlier batch: its pieces are not for those who wait now.
+        raise RuntimeError("A piece of an answer is late, or for nobody: its request is not in the batch in hand.")
     if len(pieces) != len(req_id_map):
         raise ValueError(f"{len(pieces)} pieces for {len(req_id_map)} requests")
     by_id = dict(zip(req_id_map.values(), pieces, strict=True))

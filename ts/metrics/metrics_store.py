@@ -13,9 +13,12 @@ _Key = tuple[str, str, str, tuple[str, ...]]
 
 
 class MetricsStore:
-    """`store` has each metric once by name, unit, request and dimensions; `request_ids` are by place in the batch."""
+    """`store` has each metric once by name, unit, request and dimensions.
 
-    def __init__(self, request_ids: dict[int, str] | None, model_name: str | None) -> None:
+    `request_ids` are a dict by place in the batch; anything else, such as a UUID, is the id of all its requests.
+    """
+
+    def __init__(self, request_ids: Any, model_name: str | None) -> None:
         self.store: list[Metric] = []
         self.request_ids = request_ids
         self.model_name = model_name
@@ -94,6 +97,6 @@ class MetricsStore:
         ids = self.request_ids
         if not ids:
             return None
-        if idx is None:
-            return ",".join(ids.values())
-        return ids[idx]
+        if not isinstance(ids, dict):
+            return str(ids)
+        return ",".join(map(str, ids.values())) if idx is None else str(ids[idx])

@@ -15,35 +15,13 @@ class IntegratedGradients:
     def __init__(self, forward_func: Callable[..., Any]) -> None:
         self.forward_func = forward_func
 
-    def attribute(
-        self,
-        inputs: torch.Tensor,
-        baselines: Any = None,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        n_steps: int = 50,
-        *,
-        return_convergence_delta: bool = False,
-    ) -> Any:
-        """Attributions in the shape of `inputs`, whose first dimension counts the rows of the batch.
+    def attribute(self, inputs: torch.Tensor, target: Any = None, n_steps: int = 50) -> torch.Tensor:
+        """Attributions in the shape of `inputs`, whose first dimension counts the rows; the baseline is zero.
 
-        `target` is a class, a list or tensor with one class a row, or a tuple that is an index into each row's output.
-        With `return_convergence_delta` a pair, whose second is by row what the attributions' sum is off.
-        Raises RuntimeError if the model gives no gradients.
+        `target` is a class, or a list or tensor with one class a row.  Raises RuntimeError if the model gives no
+        gradients.
         """
-        baseline = _baseline(inputs, baselines)
-        more = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
-        arguments = () if additional_forward_args is None else more
-
-        def score(at: torch.Tensor) -> torch.Tensor:
-            return selected(self.forward_func(at, *arguments), target)
-
-        attributions = integrated(score, inputs, baseline, n_steps)
-        if not return_convergence_delta:
-            return attributions
-        with torch.no_grad():
-            off = attributions.flatten(1).sum(1) - (score(inputs) - score(baseline))
-        return attributions, off
+        return integrated(lambda at: selected(self.forward_func(at), target), inputs, torch.zeros_like(inputs), n_steps)
 
 
 def integrated(
@@ -71,8 +49,6 @@ def selected(output: torch.Tensor, target: Any) -> torch.Tensor:
     """By row the one number of `output` that `target` names; a row of one number needs no target."""
     if target is None or output.dim() == 1:
         return output.reshape(len(output), -1).sum(1)
-    if isinstance(target, tuple):
-        return output[(slice(None), *target)]
     if isinstance(target, (list, torch.Tensor)) and torch.as_tensor(target).dim() == 1:
         return output.gather(1, torch.as_tensor(target, device=output.device).view(-1, 1)).squeeze(1)
     return output[:, int(target)]
@@ -83,9 +59,3 @@ def target_of(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray)):
         value = value.decode()
     return int(value) if isinstance(value, str) else value
-
-
-def _baseline(inputs: torch.Tensor, given: Any) -> torch.Tensor:
-    if given is None:
-        return torch.zeros_like(inputs)
-    return torch.as_tensor(given, dtype=inputs.dtype, device=inputs.device).expand_as(inputs)

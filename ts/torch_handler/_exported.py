@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ts.torch_handler._optional import needed
@@ -30,16 +31,26 @@ def is_onnx(model: Any) -> bool:
 
 
 def run_onnx(session: Any, data: Any) -> Any:
-    """Feed one tensor, a sequence of them in the order of the model's inputs, or a dict by input name.
+    """Feed one value, a sequence of them in the order of the model's inputs, or a dict by input name.
 
+    A value is a tensor, an array or lists of numbers, which are what torch makes of them: 32 bits for a fraction.
     Returns the tensor of a single output, a list of tensors of several.
     """
     if not isinstance(data, dict):
         names = [each.name for each in session.get_inputs()]
-        data = dict(zip(names, data if isinstance(data, (list, tuple)) else [data], strict=True))
-    arrays = {name: value.detach().cpu().numpy() for name, value in data.items()}
+        is_one = not isinstance(data, (list, tuple)) or (
+            len(names) == 1 and not any(hasattr(each, "shape") for each in data)
+        )
+        data = dict(zip(names, [data] if is_one else data, strict=True))
+    arrays = {name: _array(value) for name, value in data.items()}
     results = [torch.as_tensor(each) for each in session.run(None, arrays)]
     return results[0] if len(results) == 1 else results
+
+
+def _array(value: Any) -> Any:
+    if hasattr(value, "detach"):
+        return value.detach().cpu().numpy()
+    return torch.as_tensor(value).numpy() if isinstance(value, (list, tuple)) else np.asarray(value)
 
 
 def shared_library(path: str, device: Any) -> Any:

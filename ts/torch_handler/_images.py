@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ts.torch_handler._optional import needed
+from ts.torch_handler._requests import UnreadableRows, content_of
 
 # What Pillow raises for broken files, by format.
 _BROKEN = (OSError, SyntaxError, ValueError, LookupError, EOFError, OverflowError, TypeError, struct.error, zlib.error)
 
 
-class UnreadableImages(ValueError):
-    """`reasons` says by row of the batch why it holds no image."""
-
-    def __init__(self, reasons: dict[int, str]) -> None:
-        super().__init__(" ".join(f"Request {row} of the batch: {reason}" for row, reason in reasons.items()))
-        self.reasons = reasons
-
-
 def tensors_of(rows: Sequence[Any], transform: Callable[[Any], Any], handler: str) -> list[Any]:
-    """One tensor a row.  Raises UnreadableImages naming every bad row, ModuleNotFoundError without Pillow."""
+    """One tensor a row.  Raises UnreadableRows naming every bad row, ModuleNotFoundError without Pillow."""
     tensors, reasons = [], {}
     for index, row in enumerate(rows):
         try:
@@ -35,7 +27,7 @@ def tensors_of(rows: Sequence[Any], transform: Callable[[Any], Any], handler: st
         except _NoImage as error:
             reasons[index] = str(error)
     if reasons:
-        raise UnreadableImages(reasons)
+        raise UnreadableRows(reasons)
     return tensors
 
 
@@ -44,7 +36,7 @@ class _NoImage(ValueError):
 
 
 def _tensor_of(row: Any, transform: Callable[[Any], Any], handler: str) -> Any:
-    sent = (row.get("data") or row.get("body")) if isinstance(row, dict) else row
+    sent = content_of(row)
     if not sent:
         raise _NoImage("No image: send it as the request body or as the form field 'data'.")
     if isinstance(sent, str):
@@ -83,17 +75,3 @@ def prepare(handler: str, *, limited: bool) -> None:
     pillow.preinit()
     if not limited:
         pillow.MAX_IMAGE_PIXELS = None
-
-
-@contextlib.contextmanager
-def only_rows(context: Any, rows: Sequence[int]) -> Iterator[None]:
-    """Within it `context` knows these requests of the batch alone, so that places in the batch stay true."""
-    processors, ids = context.request_processor, context.request_ids
-    try:
-        if processors is not None:
-            context.request_processor = [processors[row] for row in rows]
-        if ids is not None:
-            context.request_ids = {place: ids.get(row) for place, row in enumerate(rows)}
-        yield
-    finally:
-        context.request_processor, context.request_ids = processors, ids

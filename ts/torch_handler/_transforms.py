@@ -33,21 +33,6 @@ class Compose:
         return image
 
 
-class ToRGB:
-    """Any image to three channels of 8 bits; what is transparent is black, of 16 bits the upper 8 count."""
-
-    def __call__(self, image: Image) -> Image:
-        if image.mode == "RGB" and "transparency" not in image.info:
-            return image
-        if image.mode.startswith("I"):
-            image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-        if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-            pillow = needed("PIL.Image", "pillow", "ToRGB reads images")
-            opaque = pillow.new("RGBA", image.size, (0, 0, 0, 255))
-            image = pillow.alpha_composite(opaque, image.convert("RGBA"))
-        return image.convert("RGB")
-
-
 class Resize:
     """Scale the shorter side to `size` pixels, bilinear, over all pixels that fall into one (antialiased)."""
 
@@ -64,14 +49,19 @@ class Resize:
 
 
 class CenterCrop:
-    """The middle `size` x `size` pixels of an image that has as many."""
+    """The middle `size` x `size` pixels; an image that has fewer gets a black margin."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, image: Image) -> Image:
-        left, top = (round((side - self.size) / 2) for side in image.size)
+        left, top = (self._start(side) for side in image.size)
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def _start(self, side: int) -> int:
+        """As torchvision rounds: a half goes to the even number, and the odd pixel of a margin to its far side."""
+        spare = side - self.size
+        return round(spare / 2) if spare > 0 else -(-spare // 2)
 
 
 class ToTensor:
@@ -94,6 +84,29 @@ class Normalize:
         return tensor.sub(mean).div(std)
 
 
+def to_rgb(image: Image) -> Image:
+    """Any image to three channels of 8 bits; what is transparent is black, of 16 bits the upper 8 count."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        pillow = needed("PIL.Image", "pillow", "to_rgb converts images")
+        opaque = pillow.new("RGBA", image.size, (0, 0, 0, 255))
+        image = pillow.alpha_composite(opaque, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _of_rgb(compose: type[Any]) -> type[Any]:
+    """A Compose that gets every image in RGB, without a transform for it: handlers count those that follow."""
+
+    class RGBCompose(compose):  # type: ignore[misc]
+        def __call__(self, image: Any) -> Any:
+            return super().__call__(to_rgb(image) if hasattr(image, "mode") else image)
+
+    return RGBCompose
+
+
 class Pipeline:
     """A class attribute that is made on first use: by then it is known whether the handler uses torchvision."""
 
@@ -110,7 +123,7 @@ class Pipeline:
     def _make(self) -> Any:
         # A class of torchvision can be expected only where somebody imported it; doing so here would cost a second.
         source = sys.modules.get("torchvision.transforms") or sys.modules[__name__]
-        return source.Compose([ToRGB(), *(getattr(source, name)(*arguments) for name, arguments in self._steps)])
+        return _of_rgb(source.Compose)([getattr(source, name)(*arguments) for name, arguments in self._steps])
 
 
 def tensor_of_image() -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import logging
 import os
 import time
 from pathlib import Path
@@ -19,8 +20,12 @@ from ts.handler_utils.timer import timed
 from ts.torch_handler import _exported
 from ts.torch_handler._faster import faster
 from ts.torch_handler._profiling import profiled
+from ts.torch_handler._requests import content_of
 from ts.torch_handler._weights import import_model_file, load_script, load_tensors, nothing_to_load, require
 from ts.utils.util import list_classes_from_module, load_label_mapping
+
+# Handlers import it from here.
+logger = logging.getLogger(__name__)
 
 
 class BaseHandler(abc.ABC):  # noqa: B024 - subclasses rely on the metaclass for abstract methods of their own
@@ -160,7 +165,7 @@ class BaseHandler(abc.ABC):  # noqa: B024 - subclasses rely on the metaclass for
             raise NotImplementedError(f"{type(self).__name__} has no get_insights method, so it cannot explain.")
         row = raw_data[0] if raw_data and isinstance(raw_data[0], dict) else {}
         target = row.get("target")
-        return get_insights(data_preprocess, row.get("data") or row.get("body"), target or 0)
+        return get_insights(data_preprocess, content_of(row), target or 0)
 
     def describe_handle(self) -> Any:
         """Override it to say more in a describe call with `customized=true`."""

@@ -11,6 +11,7 @@ from ts.handler_utils.text_utils import ngrams_iterator
 from ts.handler_utils.timer import timed
 from ts.torch_handler._attribution import target_of
 from ts.torch_handler._embedding import EmbeddingGradients
+from ts.torch_handler._requests import content_of
 from ts.torch_handler.text_handler import TextHandler
 from ts.utils.util import map_class_to_label
 
@@ -51,16 +52,19 @@ class TextClassifier(TextHandler):
         numbers, tokens = text_preprocess
         offsets = self._offsets(tokens)
         gradients = EmbeddingGradients(self.model, getattr(self.model, "embedding", None), type(self).__name__)
-        importances = gradients.attribute(numbers, offsets, target_of(target)).sum(dim=-1)
+        attributions = gradients.attribute(numbers, offsets, target_of(target))
         ends = [*offsets.tolist()[1:], len(numbers)]
         texts = zip(_by_text(tokens), offsets.tolist(), ends, strict=True)
         return [
-            {"words": list(ngrams_iterator(text, self.ngrams)), "importances": _scaled(importances[start:end]).tolist()}
+            {
+                "words": list(ngrams_iterator(text, self.ngrams)),
+                "importances": self.summarize_attributions(attributions[start:end]).tolist(),
+            }
             for text, start, end in texts
         ]
 
     def _tokens(self, row: Any) -> list[str]:
-        text = (row.get("data") or row.get("body") or "") if isinstance(row, dict) else row
+        text = content_of(row) or ""
         if isinstance(text, (bytes, bytearray)):
             text = text.decode("utf-8")
         text = self._expand_contractions(self._remove_html_tags(text).lower())
@@ -80,8 +84,3 @@ class TextClassifier(TextHandler):
 
 def _by_text(tokens: Any) -> list[list[str]]:
     return tokens if tokens and isinstance(tokens[0], list) else [tokens]
-
-
-def _scaled(values: torch.Tensor) -> torch.Tensor:
-    length = values.norm()
-    return values / length if length > 0 else values

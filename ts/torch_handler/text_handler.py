@@ -10,6 +10,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ts.handler_utils.text_utils import get_tokenizer
 from ts.torch_handler._weights import found, load_tensors
 from ts.torch_handler.base_handler import BaseHandler
@@ -19,13 +21,19 @@ from ts.utils.util import CLEANUP_REGEX
 _LONGEST_FIRST = sorted(CONTRACTION_MAP, key=len, reverse=True)
 _CONTRACTIONS = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, _LONGEST_FIRST))})(?!\w)", re.IGNORECASE)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NO_WORD_MARKS = str.maketrans("", "", "\u0120\u2581")  # of byte-level BPE, of SentencePiece
 _APOSTROPHES = str.maketrans("\u2018\u2019", "''")
 
 
 class TextHandler(BaseHandler, abc.ABC):
-    """`source_vocab` gives the number of a token: a dict, or an object that is asked the same way."""
+    """`source_vocab` gives the number of a token: a dict, or an object that is asked the same way.
+
+    `tokenizer` splits a text; a subclass may put another in its place.
+    """
 
     source_vocab: Any = None
+    tokenizer: Any = staticmethod(get_tokenizer("basic_english"))
+    input_text: Any = None
 
     def initialize(self, context: Any) -> None:
         """As BaseHandler, and read the vocabulary.
@@ -40,7 +48,6 @@ class TextHandler(BaseHandler, abc.ABC):
             kind="a vocabulary",
             advice="the vocabulary as a plain dict of token and index",
         )
-        self._tokenizer = get_tokenizer("basic_english")
 
     def get_source_vocab_path(self, context: Any) -> str:
         """The manifest's `sourceVocab`, else `source_vocab.pt` of the model folder; FileNotFoundError without it."""
@@ -74,5 +81,18 @@ class TextHandler(BaseHandler, abc.ABC):
     def _remove_punctuation(self, text: str) -> str:
         return text.translate(_NO_PUNCTUATION)
 
-    def _tokenize(self, text: str) -> list[str]:
-        return list(self._tokenizer(text))
+    def _tokenize(self, text: str) -> Any:
+        return self.tokenizer(text)
+
+    def get_word_token(self, input_ids: Any, tokenizer: Any) -> list[str]:
+        """The tokens of the first row of `input_ids`, without the marks that say that a word begins."""
+        ids = torch.as_tensor(input_ids)
+        row = ids[0] if ids.dim() > 1 else ids
+        return [token.translate(_NO_WORD_MARKS) for token in tokenizer.convert_ids_to_tokens(row.tolist())]
+
+    def summarize_attributions(self, attributions: Any) -> Any:
+        """(tokens, width), or that of one row (1, tokens, width), to one number a token, together of length 1."""
+        summed = attributions.sum(dim=-1)
+        by_token = summed.squeeze(0) if summed.dim() > 1 else summed
+        length = by_token.norm()
+        return by_token / length if length > 0 else by_token

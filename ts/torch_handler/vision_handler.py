@@ -10,6 +10,7 @@ import torch
 from ts.handler_utils.timer import timed
 from ts.torch_handler import _images
 from ts.torch_handler._attribution import IntegratedGradients, target_of
+from ts.torch_handler._requests import UnreadableRows, answer_the_readable
 from ts.torch_handler._transforms import imagenet
 from ts.torch_handler.base_handler import BaseHandler
 
@@ -31,27 +32,19 @@ class VisionHandler(BaseHandler, abc.ABC):
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """Rows to one tensor (rows, channels, height, width).  UnreadableImages, a ValueError, names the bad rows."""
+        """Rows to one tensor (rows, channels, height, width).  UnreadableRows, a ValueError, names the bad ones."""
         images = _images.tensors_of(data, self.image_processing, type(self).__name__)
         return torch.stack(images).to(self.device)
 
     def handle(self, data: Any, context: Any) -> Any:
-        """As BaseHandler, but a row without a readable image is answered 400 and does not fail the others."""
+        """As BaseHandler, but a request without a readable image is answered 400 and does not fail the others.
+
+        Behind an envelope the rows are no requests: there UnreadableRows is raised, and it is the envelope's to tell.
+        """
         try:
             return super().handle(data, context)
-        except _images.UnreadableImages as error:
-            return self._handle_readable(data, context, error.reasons)
-
-    def _handle_readable(self, data: Any, context: Any, reasons: dict[int, str]) -> list[Any]:
-        answers: dict[int, Any] = {row: {"error": reason} for row, reason in reasons.items()}
-        readable = [row for row in range(len(data)) if row not in reasons]
-        if readable:
-            with _images.only_rows(context, readable):
-                results = super().handle([data[row] for row in readable], context)
-            answers.update(zip(readable, results, strict=True))
-        for row in reasons:
-            context.set_response_status(400, "Bad Request", row)
-        return [answers[row] for row in range(len(data))]
+        except UnreadableRows as error:
+            return answer_the_readable(super().handle, data, context, error)
 
     def get_insights(self, tensor_data: Any, _: Any, target: Any = 0) -> Any:
         """Integrated gradients of each image in 15 steps, nested lists in the shape of the input."""

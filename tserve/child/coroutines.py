@@ -85,9 +85,10 @@ class Coroutines:
             outputs = model.entry(batch.rows, context)
             return batch.answers(await outputs if inspect.isawaitable(outputs) else outputs)
         except SystemExit:
+            self._ended = True
             raise
         except BaseException as e:
-            if self._ended:  # nobody waits for it
+            if self._ended:  # the loop is being cleared: nobody waits for it, or the worker's end is what to tell
                 raise
             return batch.failure(e)
 

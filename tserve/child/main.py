@@ -116,6 +116,7 @@ class End:
     def _leave(self) -> None:
         """A process that a handler forked ends as it likes."""
         if os.getpid() == self._process:
+            logging.shutdown()  # whose own hook is older than this one, and so would be called later
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # a handler may have closed it
                     stream.flush()
@@ -160,6 +161,7 @@ class _Talk:
 
     def __init__(self, channel: socket.socket, frames: Iterator[Frame], send: Callable[[Frame], None]) -> None:
         self._channel, self._frames, self._send = channel, frames, send
+        self._worker = os.getpid()
         self._gone = -1
 
     def pieces_of(self, number: int) -> Callable[[Answers], None]:
@@ -173,6 +175,7 @@ class _Talk:
 
     def _listen(self) -> None:
         """No batch comes before this one is answered."""
+        _leave_unless(self._worker)
         while select.select([self._channel], [], [], 0)[0]:
             frame = next(self._frames, None)
             if frame is None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Awaitable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
 from typing import Any
 
+from ts.torch_handler._requests import UnreadableRows, only_rows
 from ts.torch_handler.request_envelope.base import BaseEnvelope
 
 
@@ -102,14 +102,22 @@ class RowEnvelope(BaseEnvelope):
                 if len(data) == 1:
                     raise
                 answers[idx] = error
-        for rows in self.groups(asked):
-            with _only(self.context, rows, len(data)):
+        groups = self.groups(asked)
+        while groups:
+            rows = groups.pop(0)
+            with only_rows(self.context, rows), self._kind_of_rows():
                 inputs = self._take([asked[idx] for idx in rows])
                 try:
                     results = (yield inputs) if inputs else []
                     if len(rows) == len(data) and inputs and self.is_nothing(results):
                         return results  # the worker says what is wrong with it
                     answers.update(zip(rows, self.format_output(results), strict=True))
+                except UnreadableRows as error:
+                    if len(data) == 1:
+                        raise
+                    failed = _by_request(error, {idx: len(asked[idx].inputs) for idx in rows})
+                    answers.update(failed)
+                    groups += [[idx for idx in rows if idx not in failed]] if len(failed) < len(rows) else []
                 except Exception as error:
                     if len(rows) == len(data):
                         raise
@@ -150,6 +158,21 @@ class RowEnvelope(BaseEnvelope):
         return await results if inspect.isawaitable(results) else results
 
 
+def _by_request(error: UnreadableRows, sizes: dict[int, int]) -> dict[int, UnreadableRows]:
+    """The errors of the requests that sent the bad inputs, with places among their own; `sizes` says who sent how many.
+
+    The handler may have read another thing than the inputs: where a place fits none of them, all requests fail.
+    """
+    owners = [(idx, place) for idx, size in sizes.items() for place in range(size)]
+    if not error.reasons or max(error.reasons) >= len(owners):
+        return dict.fromkeys(sizes, error)
+    reasons: dict[int, dict[int, str]] = {}
+    for row, reason in error.reasons.items():
+        idx, place = owners[row]
+        reasons.setdefault(idx, {})[place] = reason
+    return {idx: UnreadableRows(each) for idx, each in reasons.items()}
+
+
 def read_json(content: Any) -> dict[str, Any]:
     """The object in a request's body, which the worker may have parsed before.  Raises ValueError."""
     if isinstance(content, (bytes, bytearray, str)):
@@ -184,18 +207,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
     return value
-
-
-@contextlib.contextmanager
-def _only(context: Any, rows: Sequence[int], size: int) -> Iterator[None]:
-    """Within a call for some of a batch's requests the context's places count those, as the handler's data do."""
-    if len(rows) == size:
-        yield
-        return
-    ids, processors = context.request_ids, context.request_processor
-    context.request_ids = {place: ids[row] for place, row in enumerate(rows)}
-    context.request_processor = [processors[row] for row in rows]
-    try:
-        yield
-    finally:
-        context.request_ids, context.request_processor = ids, processors

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+from ts.torch_handler._requests import content_of, rows_of_envelope
 
 
 class BaseEnvelope(abc.ABC):
@@ -30,7 +33,8 @@ class BaseEnvelope(abc.ABC):
             return self._handle_fn(data, context)
         batch = copy.copy(self)
         batch.context = context
-        results = self._handle_fn(batch.parse_input(data), context)
+        with batch._kind_of_rows():
+            results = self._handle_fn(batch.parse_input(data), context)
         return batch._format_later(results) if inspect.isawaitable(results) else batch._format(results)
 
     @abc.abstractmethod
@@ -51,13 +55,16 @@ class BaseEnvelope(abc.ABC):
         """An array of any size is something: asking it for its truth would fail."""
         return results is None or (isinstance(results, (list, tuple, dict, str, bytes)) and not results)
 
-    @staticmethod
-    def content_of(row: Any) -> Any:
-        """What a row carries: its input `data`, else its input `body`."""
-        return (row.get("data") or row.get("body", row.get("data"))) if isinstance(row, dict) else row
+    content_of = staticmethod(content_of)
 
     def _format(self, results: Any) -> Any:
         return results if self.is_nothing(results) else self.format_output(results)
 
     async def _format_later(self, results: Any) -> Any:
-        return self._format(await results)
+        with self._kind_of_rows():
+            results = await results
+        return self._format(results)
+
+    def _kind_of_rows(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the context knows what the handler's rows are; unless said otherwise, they are no requests."""
+        return rows_of_envelope(self.context)
