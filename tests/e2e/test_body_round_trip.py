@@ -126,6 +126,18 @@ def test_multipart_forms(connection: http.client.HTTPConnection, fields: dict[st
     assert answer.json == {name: value.hex() for name, value in fields.items()}
 
 
+@pytest.mark.parametrize("size", [MOST - 1, MOST])
+@pytest.mark.parametrize("chunks", [0, 50_000])
+def test_the_largest_text_and_json(connection: http.client.HTTPConnection, size: int, chunks: int) -> None:
+    text = "é" * (size // 2) + "e" * (size % 2)
+    answer = ask(connection, text.encode(), "text/plain", chunks=chunks)
+    assert (answer.status, answer.body.decode()) == (200, text)
+    numbers = [0] * ((size - 1) // 2)
+    body = json.dumps(numbers, separators=(",", ":")).encode().ljust(size)
+    answer = ask(connection, body, "application/json", chunks=chunks)
+    assert (len(body), answer.status, answer.json) == (size, 200, numbers)
+
+
 @pytest.mark.parametrize("size", [MOST + 1, MOST + 70_000, 4 * MOST])
 @pytest.mark.parametrize("chunks", [0, 50_000])
 @pytest.mark.parametrize("content_type", ["application/octet-stream", "application/json", "text/plain"])
@@ -133,6 +145,7 @@ def test_a_body_that_is_too_large(server: Server, size: int, chunks: int, conten
     with closing(server.connect("inference")) as connection:
         answer = ask(connection, b"1" * size, content_type, chunks=chunks)
     assert (answer.status, answer.headers["content-type"]) == (413, "application/json")
+    assert answer.headers["connection"] == "close", "the rest of it is nobody's next request"
     message = f"Request body is larger than max_request_size, {MOST} bytes."
     assert answer.json == {"code": 413, "type": "PayloadTooLargeException", "message": message}
     assert server.predict("echo", body=b"x").status == 200
