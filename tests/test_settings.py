@@ -169,6 +169,9 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         **dict.fromkeys(NUMBERS, "41"),
         "blacklist_env_vars": ".*SECRET",
         "metrics_config": str(file),
+        "metrics_mode": "prometheus",
+        "grpc_inference_address": "localhost",
+        "grpc_management_address": "localhost",
         **dict.fromkeys(SEQUENCE_HEADERS, "X-Name"),
         **{name: str(name in OFF).lower() for name in SWITCHES},
     }
@@ -176,7 +179,8 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
     cors = {name for name in used if name.startswith("cors")}
     others = {"allowed_urls", "disable_token_authorization", "ts_open_inference_protocol"}
     assert used.keys() - cors - texts.keys() == others
-    for name, text in texts.items():
+    for name in set(texts) - {"metric_time_interval"}:  # upstream has no variable for that one
+        text = texts[name]
         field, variable = used[name].field, used[name].env
         assert field is not None
         assert variable == f"TS_{name.upper().removeprefix('TS_')}"
@@ -308,13 +312,21 @@ NUMBERS = [
     *("default_workers_per_model", "default_response_timeout", "default_startup_timeout", "unregister_model_timeout"),
     *("job_queue_size", "max_request_size", "max_response_size", "initial_worker_port", "number_of_gpu"),
     *("worker_threads", "worker_memory_limit", "worker_process_limit", "worker_file_limit"),
-    *("max_worker_restarts", "worker_restart_period", "environment_timeout"),
+    *("max_worker_restarts", "worker_restart_period", "environment_timeout", "metric_time_interval"),
+    *("grpc_inference_port", "grpc_inference_max_connection_age_ms", "grpc_inference_max_connection_age_grace_ms"),
+    *("grpc_management_port", "grpc_management_max_connection_age_ms", "grpc_management_max_connection_age_grace_ms"),
 ]
 FROM_ONE = {
     *("default_response_timeout", "default_startup_timeout", "job_queue_size", "max_request_size", "max_response_size"),
-    *("worker_restart_period", "environment_timeout"),
+    *("worker_restart_period", "environment_timeout", "metric_time_interval"),
+    *(name for name in NUMBERS if "max_connection_age" in name),
 }
-MOST = {"initial_worker_port": 65535, "worker_threads": 4096}
+MOST = {
+    "initial_worker_port": 65535,
+    "worker_threads": 4096,
+    "grpc_inference_port": 65535,
+    "grpc_management_port": 65535,
+}
 
 
 @pytest.mark.parametrize("key", NUMBERS)
@@ -351,9 +363,13 @@ def test_names_of_headers_are_read_and_refused(load: Load, key: str) -> None:
 
 SWITCHES = [
     *("allow_private_addresses", "enable_model_api", "default_register_synchronous", "decode_input_request"),
-    *("limit_max_image_pixels", "install_py_dep_per_model"),
+    *("limit_max_image_pixels", "install_py_dep_per_model", "enable_grpc", "enable_metrics_api"),
+    *("model_metrics_auto_detect", "disable_system_metrics"),
 ]
-OFF = {"allow_private_addresses", "default_register_synchronous", "install_py_dep_per_model"}  # unless switched on
+OFF = {  # unless switched on
+    *("allow_private_addresses", "default_register_synchronous", "install_py_dep_per_model"),
+    *("model_metrics_auto_detect", "disable_system_metrics"),
+}
 
 
 @pytest.mark.parametrize("key", SWITCHES)
@@ -474,6 +490,23 @@ def test_addresses_others_can_reach_need_tokens_to_be_declined(load: Load, liste
     assert getattr(declined, listener).url == f"http://{host}:8085"
     assert load(text, Options(disable_token_auth=True)) == declined
     assert load(text + ENVIRONMENT_ON, TS_DISABLE_TOKEN_AUTHORIZATION="true") == declined
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "::", "10.0.0.1", "model-host"])
+@pytest.mark.parametrize("listener", ["grpc_inference", "grpc_management"])
+def test_grpc_for_others_needs_tokens_to_be_declined(load: Load, listener: str, host: str) -> None:
+    """Upstream bound gRPC to every interface while its pages said loopback."""
+    text = f"{listener}_address={host}\n"
+    with pytest.raises(BadConfiguration, match=rf"^{listener}_address=.*: .*{NOT_BUILT}.*--disable-token-auth"):
+        load(text)
+    assert load(text, Options(disable_token_auth=True)).__getattribute__(listener).host == host.strip("[]")
+    assert not load(text + "enable_grpc=false").enable_grpc
+
+
+@pytest.mark.parametrize("text", ["", "a b", "http://127.0.0.1", "127.0.0.1:7070", "[::1", "[::1]:7070", "300.1.1.1"])
+def test_grpc_hosts_that_are_none(load: Load, text: str) -> None:
+    with pytest.raises(BadConfiguration, match=r"^grpc_inference_address=.*: allowed is a host name or an IP address"):
+        load(f"grpc_inference_address={text}")
 
 
 @pytest.mark.parametrize("text", ["0", "0.5", " 12 ", "3.000001"])

@@ -50,7 +50,7 @@ def load(cwd: Path, lines: str, options: Options) -> Settings:
 @pytest.mark.parametrize(
     ("lines", "options", "expected"),
     [
-        pytest.param(OPEN + "metrics_mode=prometheus\n", Options(), {}, id="open"),
+        pytest.param(OPEN + "metrics_mode=prometheus\n", Options(), {"metrics_mode": "prometheus"}, id="open"),
         pytest.param(
             OFF + NOAPI,
             Options(),
@@ -104,16 +104,13 @@ def test_profiles_that_start(tmp_path: Path, lines: str, options: Options, expec
         "inference": Address("127.0.0.1", 31480),
         "management": Address("127.0.0.1", 31481),
         "metrics": Address("127.0.0.1", 31482),
+        "grpc_inference_port": 30470,
+        "grpc_management_port": 30471,
         "default_register_synchronous": True,
         "list_page_tokens": "offset",
         "allow_private_addresses": True,
-        "warnings": settings.warnings,
     }
     assert settings == Settings(**(common | dict(expected)))  # type: ignore[arg-type]
-    idle = "grpc_inference_port, grpc_management_port"
-    assert settings.warnings == (
-        f"without effect in this release: {'metrics_mode, ' if 'metrics_mode' in lines else ''}{idle}",
-    )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Stop: not listening, requests in flight finish, workers drain, the state is clos
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import logging
 import math
@@ -49,6 +50,7 @@ from tserve.services.management import Management
 from tserve.services.open_inference import OpenInference
 from tserve.services.pages import Pages
 from tserve.services.startup import load_models
+from tserve.services.use_cases import UseCases
 from tserve.settings import Address, Settings
 from tserve.store.gateway import SqliteStore
 from tserve.store.upgrade import open_state
@@ -81,6 +83,9 @@ def _bind(settings: Settings) -> dict[tuple[str, ...], socket.socket]:
     for shared in roles.values():
         address = getattr(settings, shared[0])
         bound[tuple(shared)] = bind(address.host, address.port)
+    if settings.enable_grpc:
+        for address in (settings.grpc_inference, settings.grpc_management):
+            bind(address.host, address.port).close()  # gRPC binds by itself, and later: better to know now
     return bound
 
 
@@ -143,6 +148,7 @@ class _Server:
         protocol = OpenInference(registry, health)
         pages = Pages(self._store, registry, offsets_only=settings.list_page_tokens == "offset")
         await pages.load()
+        use_cases = UseCases(management, describe, inference, pages, self._history, health, protocol)
         tables: dict[str, Table] = {
             "management": [
                 *management_routes(
@@ -170,7 +176,7 @@ class _Server:
             with self._loading:
                 await load_models(management, self._keep, settings)
             if not self._stop.is_set():
-                await self._listen(sockets, tables, on_ready=zygote.warm)
+                await self._listen(sockets, tables, use_cases, on_ready=zygote.warm)
             await reconciler.drain(drain_s=max(0.0, self._drained_by - trio.current_time()))
             nursery.cancel_scope.cancel()
 
@@ -186,6 +192,7 @@ class _Server:
         self,
         sockets: dict[tuple[str, ...], socket.socket],
         tables: dict[str, Table],
+        use_cases: UseCases,
         *,
         on_ready: Callable[[], None],
     ) -> None:
@@ -202,12 +209,21 @@ class _Server:
                 )
                 serving = partial(serve, app, bound, shutdown=self._stop, drain_s=DRAIN_S, hard_s=HARD_S)
                 await nursery.start(serving)
+            if settings.enable_grpc:
+                urls |= await self._listen_grpc(nursery, use_cases)
             with _endpoints_file(settings.state_dir / ENDPOINTS, urls):
                 gc.freeze()  # modules stay: later collections need not walk them
                 gc.enable()
                 on_ready()
                 _log.info("ready: %s", ", ".join(f"{role} {url}" for role, url in urls.items()))
                 await self._stop.wait()
+
+    async def _listen_grpc(self, nursery: trio.Nursery, use_cases: UseCases) -> dict[str, str]:
+        """The addresses.  Only now, and in a thread: its import takes a tenth of a second; HTTP is served by then."""
+        grpc = await trio.to_thread.run_sync(importlib.import_module, "tserve.grpc.listeners")
+        listeners = grpc.make_listeners(self._settings, use_cases)
+        ports = await nursery.start(partial(grpc.serve, listeners, shutdown=self._stop, drain_s=DRAIN_S))
+        return {name: Address(listeners[name].address.host, port).netloc for name, port in ports.items()}
 
     async def _listen_to_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -45,6 +45,21 @@ class Settings:
     inference: Address = _INFERENCE
     management: Address = _MANAGEMENT
     metrics: Address = _METRICS
+    enable_grpc: bool = True
+    grpc_inference_address: str = "127.0.0.1"
+    grpc_inference_port: int = 7070
+    grpc_inference_max_connection_age_ms: int | None = None
+    grpc_inference_max_connection_age_grace_ms: int | None = None
+    grpc_management_address: str = "127.0.0.1"
+    grpc_management_port: int = 7071
+    grpc_management_max_connection_age_ms: int | None = None
+    grpc_management_max_connection_age_grace_ms: int | None = None
+    metrics_mode: Literal["log", "prometheus", "legacy"] = "log"
+    metrics_config: Path | None = None
+    model_metrics_auto_detect: bool = False
+    enable_metrics_api: bool = True
+    disable_system_metrics: bool = False
+    metric_time_interval: int = 60
     load_models: tuple[str, ...] = ()
     model_settings: Mapping[tuple[str, str], ModelSettings] = field(default_factory=lambda: MappingProxyType({}))
     default_workers_per_model: int = 0
@@ -65,7 +80,6 @@ class Settings:
     default_service_handler: str | None = None
     service_envelope: str | None = None
     decode_input_request: bool = True
-    metrics_config: Path | None = None
     limit_max_image_pixels: bool = True
     ts_header_key_sequence_id: str = "ts_request_sequence_id"
     ts_header_key_sequence_start: str = "ts_request_sequence_start"
@@ -87,6 +101,14 @@ class Settings:
     omp_num_threads: int | None = None
     pip_options: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def grpc_inference(self) -> Address:
+        return Address(self.grpc_inference_address, self.grpc_inference_port)
+
+    @property
+    def grpc_management(self) -> Address:
+        return Address(self.grpc_management_address, self.grpc_management_port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +251,13 @@ def _notices(texts: Mapping[str, _Sourced], options: Options) -> Iterator[str]:
 
 def _refuse_open_addresses(settings: Settings) -> None:
     """Unset, the token check is off while every address is loopback and on as soon as one is not (DESIGN.md 9)."""
-    for name in ("inference", "management", "metrics"):
+    grpc = ("grpc_inference", "grpc_management") if settings.enable_grpc else ()
+    for name in ("inference", "management", "metrics", *grpc):
         address: Address = getattr(settings, name)
         if not address.is_loopback:
+            shown = address.host if name in grpc else address.url
             raise BadConfiguration(
-                f"{name}_address={address.url}: other machines can reach it, which asks for tokens; they are not "
+                f"{name}_address={shown}: other machines can reach it, which asks for tokens; they are not "
                 "built yet, not ignored; allowed is a loopback address, or disable_token_authorization=true "
                 "(--disable-token-auth) to run without tokens"
             )

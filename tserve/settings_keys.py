@@ -101,6 +101,31 @@ _LISTENERS = (
     ),
 )
 
+_GRPC = (
+    _used("enable_grpc", read.boolean, "`false`: no gRPC listeners, and no memory for them (tserve's own key)"),
+    _used("grpc_inference_address", read.host, "Host of the gRPC inference listener, without a port"),
+    _used("grpc_inference_port", read.number(0, 65535), "Its port; 0: any that is free"),
+    _used("grpc_inference_max_connection_age_ms", read.number(1), "Longest life of its connections; unset: no limit"),
+    _used("grpc_inference_max_connection_age_grace_ms", read.number(1), "Time their calls get after that"),
+    _used("grpc_management_address", read.host, "Host of the gRPC management listener, without a port"),
+    _used("grpc_management_port", read.number(0, 65535), "Its port; 0: any that is free"),
+    _used("grpc_management_max_connection_age_ms", read.number(1), "Longest life of its connections; unset: no limit"),
+    _used("grpc_management_max_connection_age_grace_ms", read.number(1), "Time their calls get after that"),
+)
+
+_METRICS = (
+    _used(
+        "metrics_mode",
+        read.choice("log", "prometheus", "legacy"),
+        "Where the metrics of the contract go: to files, or to `/metrics` of the metrics listener; see below",
+    ),
+    _used("metrics_config", read.file, "YAML file that lists the metrics there are; see below"),
+    _used("model_metrics_auto_detect", read.boolean, "`true`: take handlers' metrics that the file does not list, too"),
+    _used("enable_metrics_api", read.boolean, "`false`: no metrics listener"),
+    _used("disable_system_metrics", read.boolean, "`true`: no metrics of the host"),
+    _used("metric_time_interval", read.number(1), "Seconds between two measurements of the host"),
+)
+
 _MODELS = (
     _used("model_store", read.store, "Folder of the archives; it must exist"),
     _used("state_dir", read.path, "Folder of the registry and of the kept archives (tserve's own key)"),
@@ -149,7 +174,6 @@ _MODELS = (
     _used("ts_header_key_sequence_id", read.header_name, "Header with the id of a sequence, for stateful models"),
     _used("ts_header_key_sequence_start", read.header_name, "Header that says `true` on a sequence's first request"),
     _used("ts_header_key_sequence_end", read.header_name, "Header that ends a sequence, in requests and in answers"),
-    _used("metrics_config", read.file, "YAML file that lists the metrics that handlers look up by `get_metric`"),
     _used("limit_max_image_pixels", read.boolean, "`false` lifts Pillow's limit on image size in vision handlers"),
     _used(
         "install_py_dep_per_model",
@@ -223,20 +247,6 @@ _NOT_YET = {
     "model_snapshot": "Not restored: the registry lives in the state folder",
     "workflow_store": "Folder of workflow archives",
     "token_expiration_min": "Minutes a token lives",
-    "metrics_mode": "`log`, `prometheus` or `legacy`",
-    "model_metrics_auto_detect": "Take model metrics that the file does not list",
-    "enable_metrics_api": "Metrics listener on or off",
-    "disable_system_metrics": "No metrics of the host",
-    "system_metrics_cmd": "Command that measures the host",
-    "metric_time_interval": "Seconds between two measurements of the host",
-    "grpc_inference_address": "Host of the gRPC inference listener",
-    "grpc_inference_port": "Port of the gRPC inference listener",
-    "grpc_inference_max_connection_age_ms": "Longest life of its connections",
-    "grpc_inference_max_connection_age_grace_ms": "Time to finish after that",
-    "grpc_management_address": "Host of the gRPC management listener",
-    "grpc_management_port": "Port of the gRPC management listener",
-    "grpc_management_max_connection_age_ms": "Longest life of its connections",
-    "grpc_management_max_connection_age_grace_ms": "Time to finish after that",
     "initial_distribution_port": "First port of torchrun workers",
     "cpu_launcher_enable": "Pin workers to cores",
     "cpu_launcher_args": "How to pin them",
@@ -260,10 +270,13 @@ _NO_MEANING = {
     "tsConfigFile": "Written by upstream into its snapshots",
     "cpp_log_config": "Logging of the C++ backend",
     "debug": "For developers of the Java front end",
+    "system_metrics_cmd": "The server measures the host itself, without a process of its own",
 }
 
 KEYS: tuple[Key, ...] = (
     *_LISTENERS,
+    *_GRPC,
+    *_METRICS,
     *_MODELS,
     *_WORKERS,
     *_REFUSED,

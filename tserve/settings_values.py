@@ -27,9 +27,12 @@ class Address:
     port: int
 
     @property
+    def netloc(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://{self.netloc}"
 
     @property
     def is_loopback(self) -> bool:
@@ -129,6 +132,16 @@ def address(default_port: int) -> Parser:
         return Address(match[1].strip("[]"), int(match[2] or default_port))
 
     return parse
+
+
+def host(given: Given) -> str:
+    """A name or a number; an IPv6 number may stand in brackets."""
+    text = given.text.strip()
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    named = re.fullmatch(r"[a-z0-9._-]+", text, re.IGNORECASE | re.ASCII)
+    if not (_is_host(text) if named else set(bare).isdisjoint("[]") and _is_host(f"[{bare}]")):
+        raise given.bad("a host name or an IP address, without a port")
+    return bare
 
 
 def _is_host(host: str) -> bool:

@@ -56,7 +56,7 @@ class Server:
     """One state folder and the servers that run on it, one after another.
 
     `config` are further lines of the properties file, `program` how Python runs the command.  Ports are chosen by the
-    system, anew at each start.
+    system, anew at each start.  Servers of tests that have no use for gRPC start sooner without it.
     """
 
     folder: Path
@@ -64,6 +64,7 @@ class Server:
     config: Sequence[str] = ()
     program: Sequence[str] = ("-m", "tserve")
     timeout_s: float = 60.0
+    grpc: bool = False
     process: subprocess.Popen[bytes] | None = None
     urls: dict[str, str] = field(default_factory=dict)
     mark: str = ""
@@ -88,7 +89,8 @@ class Server:
         self.folder.mkdir(exist_ok=True)
         properties = self.folder / "config.properties"
         addresses = [f"{role}_address=http://127.0.0.1:0" for role in ROLES]
-        properties.write_text("\n".join([*addresses, *self.config, *config, ""]))
+        grpc = ["grpc_inference_port=0", "grpc_management_port=0", f"enable_grpc={str(self.grpc).lower()}"]
+        properties.write_text("\n".join([*addresses, *grpc, *self.config, *config, ""]))
         environ = {key: value for key, value in os.environ.items() if not key.startswith("TS_")}
         environ |= {"PYTHONPATH": str(Path(tserve.__file__).parents[1]), MARK: self.mark}
         command = [sys.executable, *self.program, "start"]

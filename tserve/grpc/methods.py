@@ -1,0 +1,110 @@
+"""Services as data: their methods, what serves them, and what their clients are told of a failure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from tserve.errors import TserveError
+
+CAUSE_KEY = "tserve-cause"  # of the trailing metadata: the `tserve` member of an error, as JSON
+CAUSE_BYTES = 4 << 10  # clients take no more than 8 KiB of metadata
+_PACKAGES = {
+    "ModelNotFoundException": "org.pytorch.serve.archive.model.",
+    "ModelVersionNotFoundException": "org.pytorch.serve.archive.model.",
+    "InvalidModelException": "org.pytorch.serve.archive.model.",
+    "InvalidModelVersionException": "org.pytorch.serve.archive.model.",
+    "ModelException": "org.pytorch.serve.archive.model.",
+    "DownloadArchiveException": "org.pytorch.serve.archive.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, beside its message: `actor` is the client's address, `metadata` what it sent along."""
+
+    method: str
+    actor: str
+    request_id: str
+    metadata: Mapping[str, str | bytes]
+
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """`serve` runs in Trio: `(request, call) -> reply` for a unary method; `(request, call, send) -> None` for one that
+    streams its replies; with `streams_requests`, `request` is an asynchronous iterator of them."""
+
+    name: str
+    serve: Callable[..., Awaitable[Any]]
+    streams_requests: bool = False
+    streams_replies: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal(Exception):
+    """How a call fails: a status, its text, and what is beside it in the trailing metadata."""
+
+    code: grpc.StatusCode
+    details: str
+    cause: Mapping[str, object]
+
+    @property
+    def trailing(self) -> tuple[tuple[str, str], ...]:
+        if not self.cause:
+            return ()
+        text = json.dumps(self.cause)
+        if len(text) > CAUSE_BYTES:
+            tail = str(self.cause.get("log_tail", ""))
+            text = json.dumps({**self.cause, "log_tail": tail[-CAUSE_BYTES // 8 :]})
+        if len(text) > CAUSE_BYTES:
+            text = json.dumps({"reason": str(self.cause.get("reason", ""))[:100]})
+        return ((CAUSE_KEY, text),)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`refuse` says what becomes of an error of ours."""
+
+    name: str
+    methods: Sequence[Method]
+    refuse: Callable[[TserveError], Refusal]
+
+
+def java_class(error: TserveError) -> str:
+    """The second line of a status text, which clients match on (spec/management.md section 7.3)."""
+    return _PACKAGES.get(error.type_name, "org.pytorch.serve.http.") + error.type_name
+
+
+def code_of_http(status: int) -> grpc.StatusCode:
+    """The recorded table (spec/inference.md section 8.3)."""
+    known = _CODES.get(status)
+    if known is not None:
+        return known
+    if status in range(200, 300):
+        return grpc.StatusCode.OK
+    if status in range(400, 500):
+        return grpc.StatusCode.FAILED_PRECONDITION
+    return grpc.StatusCode.INTERNAL if status in range(500, 600) else grpc.StatusCode.UNKNOWN
+
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    416: grpc.StatusCode.OUT_OF_RANGE,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
