@@ -24,7 +24,12 @@ class Server:
         self.folder = folder
         (folder / "store").mkdir(exist_ok=True)
         roles = ("inference", "management", "metrics")
-        lines = [*(f"{role}_address=http://127.0.0.1:0" for role in roles), *config]
+        lines = [
+            *(f"{role}_address=http://127.0.0.1:0" for role in roles),
+            "grpc_inference_port=0",
+            "grpc_management_port=0",
+        ]
+        lines += config
         (folder / "c.properties").write_text("\n".join([*lines, ""]))
 
     def __enter__(self) -> Server:

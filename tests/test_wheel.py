@@ -57,12 +57,14 @@ def test_serves_the_digits_model_from_another_folder(installed: Path, tmp_path: 
     """As the README has it, but for the ports: start with digits.mar, send a PNG, get class probabilities."""
     shutil.copytree(ROOT / "model_store", tmp_path / "model_store")
     config = "".join(f"{role}_address=http://127.0.0.1:0\n" for role in ("inference", "management", "metrics"))
+    config += "grpc_inference_port=0\ngrpc_management_port=0\n"
     (tmp_path / "config.properties").write_text(config)
     server = subprocess.Popen(
         [installed / "tserve", "start", "--models", "digits.mar"], cwd=tmp_path, env=_environment()
     )
     try:
         urls = json.loads(_wait_for(tmp_path / ".tserve" / "endpoints.json", server))
+        assert {"grpc_inference", "grpc_management"} <= urls.keys()
         image = (ROOT / "examples" / "digits" / "samples" / "7.png").read_bytes()
         request = urllib.request.Request(f"{urls['inference']}/predictions/digits", image, method="PUT")
         request.add_header("content-type", "image/png")

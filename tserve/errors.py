@@ -104,6 +104,15 @@ class MethodNotAllowed(TserveError):
         super().__init__("Requested method is not allowed, please refer to API document.")
 
 
+class ModelApiDisabled(TserveError):
+    """How gRPC says that register and unregister are off; REST says MethodNotAllowed (spec/management.md 1.11)."""
+
+    status, grpc_status, type_name = 405, "PERMISSION_DENIED", "ModelException"
+
+    def __init__(self) -> None:
+        super().__init__("Model API disabled", cause={"reason": "model_api_off", "setting": "enable_model_api"})
+
+
 class AnswerTimeout(TserveError):
     """A version's own limit for its clients; the recorded server never answers them (spec/inference.md section 9.5)."""
 
@@ -154,12 +163,6 @@ class WorkerInitialization(TserveError):
         """Not even one worker of that many GPUs fits (spec/management.md section 1.4)."""
         cause = {"reason": "not_enough_gpus", "detail": f"{gpus} GPUs may be used, a worker takes {parallel_level}"}
         return cls(f"No enough gpu devices for model:{name} parallelLevel:{parallel_level}", cause=cause)
-
-
-class NotYetBuilt(TserveError):
-    """A parameter or route of the contract that this release does not serve yet: said, never ignored."""
-
-    status, grpc_status, type_name = 501, "UNIMPLEMENTED", "NotImplementedException"
 
 
 class ServiceUnavailable(TserveError):

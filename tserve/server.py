@@ -21,6 +21,7 @@ from pathlib import Path
 
 import trio
 
+from tserve import __version__
 from tserve.archive.keep import Keep
 from tserve.domain.devices import Placement
 from tserve.domain.plan import PoolSpec
@@ -32,7 +33,11 @@ from tserve.http.inference import inference_routes
 from tserve.http.kserve import open_inference_routes, readiness_routes
 from tserve.http.listener import bind, serve
 from tserve.http.management import management_routes
+from tserve.http.metrics import metrics_routes
 from tserve.http.routes import Table
+from tserve.metrics.catalogue import read_catalogue
+from tserve.metrics.files import MetricsFiles
+from tserve.metrics.recorder import Metrics
 from tserve.runtime.devices import NvmlDevices
 from tserve.runtime.environments import Environments
 from tserve.runtime.family import Family, adopt
@@ -43,10 +48,12 @@ from tserve.runtime.zygote import ZygoteLauncher
 from tserve.services.dependencies import Dependencies
 from tserve.services.describe import Describe
 from tserve.services.desired import pool_spec
+from tserve.services.gauges import Gauges
 from tserve.services.health import Health
 from tserve.services.history import History
 from tserve.services.inference import Inference
 from tserve.services.management import Management
+from tserve.services.measuring import Measuring
 from tserve.services.open_inference import OpenInference
 from tserve.services.pages import Pages
 from tserve.services.startup import load_models
@@ -57,6 +64,7 @@ from tserve.store.upgrade import open_state
 
 ENDPOINTS = "endpoints.json"
 ENVIRONMENTS = "environments"
+LOGS = "logs"
 DRAIN_S = 20.0  # what requests and workers in hand get at SIGTERM
 HARD_S = 2.0  # after that connections are closed under their clients
 LAST_RESORT_S = 10  # whatever still stands this long after both ends with the process
@@ -75,7 +83,7 @@ def run(settings: Settings) -> int:
 def _bind(settings: Settings) -> dict[tuple[str, ...], socket.socket]:
     """One socket per address, under the roles that share it: inference and management may (spec/server.md 17)."""
     roles: dict[Address | str, list[str]] = {}
-    for role in ("inference", "management", "metrics"):
+    for role in ("inference", "management", *(["metrics"] if settings.enable_metrics_api else [])):
         address: Address = getattr(settings, role)
         # Port 0 is a port of its own for everyone who asks for it.
         roles.setdefault(address if address.port else role, []).append(role)
@@ -95,6 +103,7 @@ class _Server:
         self._store = SqliteStore(database)
         self._keep = Keep(settings.state_dir, settings.model_store, allowed_urls=settings.allowed_urls)
         self._devices = NvmlDevices(most=settings.number_of_gpu, visible=settings.cuda_visible_devices)
+        self._catalogue = read_catalogue(settings.metrics_config)
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
         self._drained_by = math.inf
@@ -118,7 +127,19 @@ class _Server:
     async def _serve(self, sockets: dict[tuple[str, ...], socket.socket]) -> None:
         settings, registry = self._settings, self._registry
         adopt()
-        family = Family()
+        files = (
+            None
+            if settings.metrics_mode == "prometheus"
+            else MetricsFiles(settings.metrics_logs or settings.state_dir / LOGS)
+        )
+        metrics = Metrics(
+            self._catalogue,
+            mode=settings.metrics_mode,
+            auto_detect=settings.model_metrics_auto_detect,
+            files=files,
+            version=__version__,
+        )
+        family = Family(metrics.model_lines)
         fresh = FreshLauncher(family)
         hidden = settings.blacklist_env_vars or ""
         zygote = ZygoteLauncher(family, fresh, forks=settings.worker_start == "zygote", hidden_env=hidden)
@@ -137,15 +158,20 @@ class _Server:
             first_slot_number=settings.initial_worker_port,
             report=self._history.report,
             place=Placement().place,
+            metrics=metrics,
         )
         devices = self._devices
         management = Management(
             self._store, registry, self._keep, reconciler, settings, self._history, devices, dependencies
         )
-        describe = Describe(registry, reconciler, management, settings, devices)
-        inference = Inference(registry, reconciler)
+        gauges = Gauges(metrics, registry, reconciler)
+        metrics.live = gauges.read
+        interval_s = None if settings.disable_system_metrics else float(settings.metric_time_interval)
+        measuring = Measuring(metrics, gauges, self._devices, files, interval_s)
+        inference = Inference(registry, reconciler, metrics)
+        describe = Describe(registry, reconciler, management, settings, devices, inference)
         health = Health(registry, reconciler)
-        protocol = OpenInference(registry, health)
+        protocol = OpenInference(registry, health, envelope=settings.service_envelope or "")
         pages = Pages(self._store, registry, offsets_only=settings.list_page_tokens == "offset")
         await pages.load()
         use_cases = UseCases(management, describe, inference, pages, self._history, health, protocol)
@@ -160,7 +186,7 @@ class _Server:
                 *(open_inference_routes(protocol) if settings.ts_open_inference_protocol else ()),
                 *inference_routes(inference, health, management),
             ],
-            "metrics": [],
+            "metrics": metrics_routes(metrics),
         }
         tables = {role: [*health_routes(health), *table] for role, table in tables.items()}
         async with family.looked_after(), trio.open_nursery() as nursery:
@@ -168,6 +194,7 @@ class _Server:
             await nursery.start(reconciler.run)
             await nursery.start(management.run)
             await nursery.start(devices.run)
+            await nursery.start(measuring.run)
             await dependencies.release()  # what an earlier run left behind
             if len(registry):
                 await devices.detect()
@@ -176,7 +203,7 @@ class _Server:
             with self._loading:
                 await load_models(management, self._keep, settings)
             if not self._stop.is_set():
-                await self._listen(sockets, tables, use_cases, on_ready=zygote.warm)
+                await self._listen(sockets, tables, use_cases, metrics, on_ready=zygote.warm)
             await reconciler.drain(drain_s=max(0.0, self._drained_by - trio.current_time()))
             nursery.cancel_scope.cancel()
 
@@ -193,6 +220,7 @@ class _Server:
         sockets: dict[tuple[str, ...], socket.socket],
         tables: dict[str, Table],
         use_cases: UseCases,
+        metrics: Metrics,
         *,
         on_ready: Callable[[], None],
     ) -> None:
@@ -202,15 +230,16 @@ class _Server:
         async with trio.open_nursery() as nursery:
             for roles, bound in sockets.items():
                 app = make_app(
-                    "-".join(roles),
+                    roles,
                     [tables[role] for role in ("management", "inference", "metrics") if role in roles],
                     max_request_size=settings.max_request_size,
                     cors=settings.cors_headers,
+                    metrics=metrics,
                 )
                 serving = partial(serve, app, bound, shutdown=self._stop, drain_s=DRAIN_S, hard_s=HARD_S)
                 await nursery.start(serving)
             if settings.enable_grpc:
-                urls |= await self._listen_grpc(nursery, use_cases)
+                urls |= await self._listen_grpc(nursery, use_cases, metrics)
             with _endpoints_file(settings.state_dir / ENDPOINTS, urls):
                 gc.freeze()  # modules stay: later collections need not walk them
                 gc.enable()
@@ -218,11 +247,12 @@ class _Server:
                 _log.info("ready: %s", ", ".join(f"{role} {url}" for role, url in urls.items()))
                 await self._stop.wait()
 
-    async def _listen_grpc(self, nursery: trio.Nursery, use_cases: UseCases) -> dict[str, str]:
+    async def _listen_grpc(self, nursery: trio.Nursery, use_cases: UseCases, metrics: Metrics) -> dict[str, str]:
         """The addresses.  Only now, and in a thread: its import takes a tenth of a second; HTTP is served by then."""
         grpc = await trio.to_thread.run_sync(importlib.import_module, "tserve.grpc.listeners")
         listeners = grpc.make_listeners(self._settings, use_cases)
-        ports = await nursery.start(partial(grpc.serve, listeners, shutdown=self._stop, drain_s=DRAIN_S))
+        serving = partial(grpc.serve, listeners, shutdown=self._stop, drain_s=DRAIN_S, answered=metrics.grpc_answered)
+        ports = await nursery.start(serving)
         return {name: Address(listeners[name].address.host, port).netloc for name, port in ports.items()}
 
     async def _listen_to_signals(self, *, task_status: trio.TaskStatus[None]) -> None:

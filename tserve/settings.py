@@ -36,6 +36,7 @@ class Settings:
     """Everything the server needs to know at start.
 
     Paths are absolute, timeouts and periods seconds, sizes bytes but for `worker_memory_limit`, which is in MiB.
+    `metrics_logs` is what upstream's variables name, None for the folder `logs` in the state folder.
     `cuda_visible_devices` and `omp_num_threads` are what those variables say, None when they are not set;
     `pip_options` are pip's variables that decide what it finds.
     """
@@ -60,6 +61,7 @@ class Settings:
     enable_metrics_api: bool = True
     disable_system_metrics: bool = False
     metric_time_interval: int = 60
+    metrics_logs: Path | None = None
     load_models: tuple[str, ...] = ()
     model_settings: Mapping[tuple[str, str], ModelSettings] = field(default_factory=lambda: MappingProxyType({}))
     default_workers_per_model: int = 0
@@ -142,6 +144,8 @@ def load_settings(options: Options, environ: Mapping[str, str], cwd: Path) -> Se
     }
     members = {key.field: read[key.name] for key in KEYS if key.field is not None and key.name in read}
     members["cors_headers"] = tuple((header, read[name]) for name, header in _CORS_HEADERS.items() if read.get(name))
+    named = environ.get("METRICS_LOCATION") or environ.get("LOG_LOCATION")
+    members["metrics_logs"] = (cwd / named).absolute() if named else None
     members["cuda_visible_devices"] = environ.get("CUDA_VISIBLE_DEVICES")
     members["omp_num_threads"] = _omp_threads(environ.get("OMP_NUM_THREADS", ""))
     members["pip_options"] = tuple((name, environ[name]) for name in _PIP_OPTIONS if name in environ)

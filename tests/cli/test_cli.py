@@ -118,12 +118,12 @@ def test_start_reads_environment_and_working_directory_and_logs_warnings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TS_CONFIG_FILE", "ts.properties")
-    (tmp_path / "ts.properties").write_text("job_queue_size=7\nNUM_WORKERS=1\nmetrics_mode=log\n")
+    (tmp_path / "ts.properties").write_text("job_queue_size=7\nNUM_WORKERS=1\nipex_enable=true\n")
     settings = start.prepare(build_parser().parse_args(["start", "--model-store", "."]))
     assert (settings.job_queue_size, settings.model_store) == (7, tmp_path)
     logged = [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()]
     assert logged == [
-        "WARNING tserve.cli without effect in this release: metrics_mode",
+        "WARNING tserve.cli without effect in this release: ipex_enable",
         "WARNING tserve.cli unknown keys, without effect: NUM_WORKERS",
     ]
 

@@ -156,7 +156,7 @@ def test_a_side_may_set_a_lower_limit() -> None:
     "data",
     [
         head(kind=0) + b"{}",
-        head(kind=7) + b"{}",
+        head(kind=8) + b"{}",
         head(kind=255) + b"{}",
         head(meta=0),
         head(meta=1) + b"{",

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.e2e.server", "tests.e2e.expected", "tests.e2e.tables", "tests.e2e.writers")
+pytest.register_assert_rewrite(
+    "tests.e2e.server", "tests.e2e.expected", "tests.e2e.skins", "tests.e2e.tables", "tests.e2e.writers"
+)
 
 from tests.e2e.archives import write  # noqa: E402 - after the line that makes their assertions speak
 from tests.e2e.server import Server, running  # noqa: E402

@@ -23,6 +23,20 @@ class Wish:
     min_workers: int = 0
     max_workers: int = 0
 
+    @classmethod
+    def described(cls, description: dict[str, Any]) -> Wish:
+        """What the server describes of a version, read back."""
+        return cls(
+            url=description["modelUrl"],
+            handler=description["tserve"]["handler"],
+            batch_size=description["batchSize"],
+            max_batch_delay=description["maxBatchDelay"],
+            response_timeout=description["responseTimeout"],
+            startup_timeout=description["startupTimeout"],
+            min_workers=description["minWorkers"],
+            max_workers=description["maxWorkers"],
+        )
+
 
 @dataclass(frozen=True)
 class Change:
@@ -47,7 +61,7 @@ class Expected:
         """What the server describes (Server.registry), read back."""
         seen = cls()
         for name, versions in registry.items():
-            seen.versions[name] = {version: _wish(description) for version, description in versions.items()}
+            seen.versions[name] = {version: Wish.described(description) for version, description in versions.items()}
             (seen.defaults[name],) = (v for v, description in versions.items() if description["tserve"]["default"])
         return seen
 
@@ -92,16 +106,3 @@ class Expected:
 
     def may_remove(self, name: str, version: str) -> bool:
         return self.defaults[name] != version or len(self.versions[name]) == 1
-
-
-def _wish(description: dict[str, Any]) -> Wish:
-    return Wish(
-        url=description["modelUrl"],
-        handler=description["tserve"]["handler"],
-        batch_size=description["batchSize"],
-        max_batch_delay=description["maxBatchDelay"],
-        response_timeout=description["responseTimeout"],
-        startup_timeout=description["startupTimeout"],
-        min_workers=description["minWorkers"],
-        max_workers=description["maxWorkers"],
-    )

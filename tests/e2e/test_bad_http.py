@@ -22,9 +22,9 @@ def test_methods_and_targets(steady: Server, role: str) -> None:
     with table(steady, role) as t:
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW", "get", "PROPFIND"):
             for target in TARGETS:
-                t.ask(method, target, 404, 405, 501)
+                t.ask(method, target, *((200,) if method == "OPTIONS" and not target.strip("/") else (404, 405)))
         for method in ("PATCH", "POST", "OPTIONS", "BREW"):
-            t.ask(method, "/models/absent", 404, 405, 501)
+            t.ask(method, "/models/absent", 404, 405)
         t.check(t.client.ask("POST", "http://localhost/models"), {404}, "absolute form")
         t.check(t.client.ask("OPTIONS", "*"), {404}, "asterisk form")
         t.check(t.client.ask("CONNECT", "localhost:80"), {400, 404, 405}, "CONNECT")

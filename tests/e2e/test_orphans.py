@@ -33,7 +33,7 @@ SEED = os.environ.get("TSERVE_ORPHAN_SEED") or str(random.SystemRandom().randran
 WITH_TORCH = 0.05  # of the rounds
 FRESH = 0.15
 WORKERS = 2
-GONE_S = 1.0
+GONE_S = 10.0  # a few tenths, and what a loaded machine adds to them
 
 # At each load and each batch a process is started that stays, in the group of the worker, and is deaf to SIGTERM.
 WITH_CHILDREN = """

@@ -33,6 +33,7 @@ GROUPS = [
     "startup",
     "snapshot",
     "routes",
+    "openapi",
     "inference",
     "handler-input",
     "handler-results",
@@ -45,6 +46,8 @@ GROUPS = [
     "batch",
     "limits",
     "recovery",
+    "grpc-management",
+    "grpc-inference",
 ]
 
 

@@ -150,9 +150,11 @@ class Api:
         await self.services.register(file, initial_workers=1, synchronous=True)
 
 
-async def start_app(nursery: trio.Nursery, tables: Sequence[Table], **options: Any) -> Client:
+async def start_app(
+    nursery: trio.Nursery, tables: Sequence[Table], *, roles: Sequence[str] = (), **options: Any
+) -> Client:
     """Serve an app on a port of its own until the nursery is cancelled."""
-    app = make_app("test", tables, **{"max_request_size": 6553500, "cors": (), **options})
+    app = make_app(roles, tables, **{"max_request_size": 6553500, "cors": (), **options})
     sock = bind("127.0.0.1", 0)
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
@@ -186,9 +188,10 @@ async def serving(folder: Path, *, shared: bool = False, **settings: Any) -> Asy
         management = [*health_routes(services.health), *management, *readiness_routes(protocol)]
         options = {"max_request_size": told.max_request_size, "cors": told.cors_headers}
         if shared:
-            first = second = await start_app(nursery, [management, inference], **options)
+            both = ["management", "inference"]
+            first = second = await start_app(nursery, [management, inference], roles=both, **options)
         else:
-            first = await start_app(nursery, [management], **options)
-            second = await start_app(nursery, [inference], **options)
+            first = await start_app(nursery, [management], roles=["management"], **options)
+            second = await start_app(nursery, [inference], roles=["inference"], **options)
         yield Api(services, first, second, launcher.handlers)
         nursery.cancel_scope.cancel()

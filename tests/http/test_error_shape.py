@@ -20,7 +20,7 @@ from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import HandlerFailed, JobReply, JobRequest
 
 BAD, MODEL, VERSION = "BadRequestException", "ModelNotFoundException", "ModelVersionNotFoundException"
-INTERNAL, INVALID, NOT_BUILT = "InternalServerException", "InvalidModelException", "NotImplementedException"
+INTERNAL, INVALID = "InternalServerException", "InvalidModelException"
 CONFLICT, IN_USE, BUSY = "ConflictStatusException", "InvalidModelVersionException", "ServiceUnavailableException"
 NO_ROUTE, NO_METHOD = "ResourceNotFoundException", "MethodNotAllowedException"
 ABSENT = "Requested resource is not found, please refer to API document."
@@ -62,9 +62,6 @@ MANAGEMENT = [
     Row("GET /models/%zz", 400, BAD, "Invalid percent-escape '%zz' at index 8 of the path."),
     Row("GET /models?limit=%zz", 400, BAD, "Invalid percent-escape '%zz' at index 0 of the query."),
     Row(f"GET /models?x={'a' * 4096}", 400, BAD, "Invalid HTTP message."),
-    Row("OPTIONS /", 501, NOT_BUILT, "…"),
-    Row("GET /api-description", 501, NOT_BUILT, "…"),
-    Row("OPTIONS /models/idle", 501, NOT_BUILT, "…"),
     # register
     Row("POST /models", 400, BAD, "Parameter url is required."),
     Row("POST /models?URL=noop.mar", 400, BAD, "Parameter url is required."),
@@ -98,7 +95,7 @@ MANAGEMENT = [
     Row("POST /models?url=noop.mar", 400, BAD, "Parameter url is required.", b"{}", JSON),
     Row("POST /models", 400, BAD, "Parameter url is required.", b'{"url": null}', JSON),
     Row("POST /models", 404, MODEL, "empty url", b'{"url": ""}', JSON),
-    Row("POST /models", 400, BAD, "The request body is not a JSON object of parameters: …", b"", JSON),
+    Row("POST /models", 400, BAD, "Parameter url is required.", b"", JSON),
     Row("POST /models", 400, BAD, "The request body is not a JSON object of parameters: …", b"null", JSON),
     Row("POST /models", 400, BAD, "The request body is not a JSON object of parameters: …", b"[]", JSON),
     Row("POST /models", 400, BAD, "The request body is not a JSON object of parameters: …", b"{", JSON),
@@ -181,7 +178,8 @@ INFERENCE = [
     Row("GET /predictions", 404, NO_ROUTE, ABSENT),
     Row("POST /models", 404, NO_ROUTE, ABSENT),
     Row("POST /", 405, NO_METHOD, REFUSED),
-    Row("OPTIONS /predictions/up", 501, NOT_BUILT, "…"),
+    Row("OPTIONS /predictions/up/9", 404, VERSION, "Model version: 9 does not exist for model: up"),
+    Row("OPTIONS /invocations", 400, BAD, "Parameter model_name is required."),
     Row("OPTIONS /predictions/fake", 404, MODEL, "Model not found: fake"),
     Row("POST /predictions/up%2", 400, BAD, "Invalid percent-escape '%2' at index 15 of the path."),
     # which model

@@ -118,6 +118,12 @@ async def test_a_json_body_takes_the_place_of_the_query(api: Api) -> None:
         await api.services.unregister("j")
 
 
+async def test_an_empty_json_body_does_not(api: Api) -> None:
+    """Generated clients name the type where they send nothing."""
+    answer = await api.management.post("/models?url=noop.mar&model_name=q", b"", JSON)
+    assert status(answer) == (200, ZERO.format("q", "1.0"))
+
+
 async def test_other_bodies_are_not_read(api: Api) -> None:
     for content_type in (None, "application/x-www-form-urlencoded", "text/json", "application/jsonp"):
         answer = await api.management.post("/models?url=noop.mar", b'{"model_name": "j"}', content_type)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tserve.errors import BadRequest
-from tserve.http.params import JsonBody, Query, decode, parse_int, split_path
+from tserve.http import operations as declare
+from tserve.http.params import JsonBody, Query, Undeclared, decode, parse_int, split_path
+
+N = declare.number("n", "")
+URL = declare.text("url", "")
+BATCH_SIZE = declare.number("batch_size", "")
+SYNCHRONOUS = declare.flag("synchronous", "")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +124,7 @@ def test_decode_names_what_is_broken() -> None:
     ],
 )
 def test_query(raw: bytes, pairs: dict[str, str]) -> None:
-    assert Query(raw).pairs() == pairs
+    assert Query(raw, free=True).pairs() == pairs
 
 
 @pytest.mark.parametrize("raw", [b"limit=%zz", b"a=1&%=2", b"unknown=%4"])
@@ -185,19 +193,44 @@ def test_parse_int(text: str | None, number: int | None) -> None:
     ],
 )
 def test_a_flag_in_a_query(raw: bytes, flag: bool | None) -> None:
-    assert Query(raw).flag("synchronous") is flag
+    assert Query(raw, [SYNCHRONOUS])[SYNCHRONOUS] is flag
 
 
 @pytest.mark.parametrize(
     ("raw", "number"), [(b"", None), (b"n=", None), (b"n=abc", None), (b"n=%2B3", 3), (b"n=+3", None), (b"n=-1", -1)]
 )
 def test_a_number_in_a_query_is_never_an_error(raw: bytes, number: int | None) -> None:
-    assert Query(raw).number("n") == number
+    assert Query(raw, [N])[N] == number
 
 
 def test_a_text_in_a_query() -> None:
-    query = Query(b"a=&b=x")
-    assert (query.text("a"), query.text("b"), query.text("c")) == ("", "x", None)
+    wanted = [declare.text(name, "") for name in "abc"]
+    query = Query(b"a=&b=x", wanted)
+    assert [query[each] for each in wanted] == ["", "x", None]
+
+
+def test_repeated_texts_in_a_query() -> None:
+    names, others = declare.texts("name[]", ""), declare.texts("others", "")
+    query = Query(b"name[]=a&name%5B%5D=b;name[]=", [names, others])
+    assert (query[names], query[others]) == (("a", "b", ""), ())
+
+
+def test_a_default_is_read_where_nothing_is_given_that_makes_sense() -> None:
+    count, sure = declare.number("n", "", default=7), declare.flag("f", "", default=True)
+
+    assert [Query(raw, [count])[count] for raw in (b"", b"n=", b"n=x", b"n=0", b"n=3")] == [7, 7, 7, 0, 3]
+    assert [Query(raw, [sure])[sure] for raw in (b"", b"f=", b"f=true")] == [True, False, True]
+
+
+def test_what_an_operation_does_not_declare_cannot_be_read() -> None:
+    """Not even under the same name: the document would not have the one that is read."""
+    declared, other = declare.text("a", ""), declare.text("a", "")
+    with pytest.raises(Undeclared):
+        Query(b"a=1", [declared])[other]
+    with pytest.raises(Undeclared):
+        JsonBody({"a": 1}, [declared])[other]
+    with pytest.raises(Undeclared):
+        Query(b"a=1", [declared]).pairs()
 
 
 # ---- JSON bodies
@@ -208,7 +241,7 @@ def test_a_text_in_a_query() -> None:
     [("x", "x"), ("", ""), (None, None), (True, "true"), (False, "false"), (3, "3"), (2.5, "2.5")],
 )
 def test_a_text_in_a_json_body(value: object, text: str | None) -> None:
-    assert JsonBody({"url": value}).text("url") == text
+    assert JsonBody({"url": value}, [URL])[URL] == text
 
 
 @pytest.mark.parametrize(
@@ -228,7 +261,7 @@ def test_a_text_in_a_json_body(value: object, text: str | None) -> None:
     ],
 )
 def test_a_number_in_a_json_body(value: object, number: int | None) -> None:
-    assert JsonBody({"batch_size": value}).number("batch_size") == number
+    assert JsonBody({"batch_size": value}, [BATCH_SIZE])[BATCH_SIZE] == number
 
 
 @pytest.mark.parametrize(
@@ -251,7 +284,7 @@ def test_a_number_in_a_json_body(value: object, number: int | None) -> None:
 )
 def test_a_bad_number_in_a_json_body_is_refused(value: object, shown: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        JsonBody({"batch_size": value}).number("batch_size")
+        JsonBody({"batch_size": value}, [BATCH_SIZE])[BATCH_SIZE]
     assert refused.value.message == f"Parameter batch_size must be a 32-bit whole number: {shown}"
     assert refused.value.cause == {"field": "batch_size", "value": shown, "allowed": "a 32-bit whole number"}
 
@@ -261,23 +294,24 @@ def test_a_bad_number_in_a_json_body_is_refused(value: object, shown: str) -> No
     [(True, True), (False, False), (None, None), ("true", True), ("TRUE", True), ("maybe", False), ("", False)],
 )
 def test_a_flag_in_a_json_body(value: object, flag: bool | None) -> None:
-    assert JsonBody({"synchronous": value}).flag("synchronous") is flag
+    assert JsonBody({"synchronous": value}, [SYNCHRONOUS])[SYNCHRONOUS] is flag
 
 
 @pytest.mark.parametrize("value", [1, 0, 1.0, [], {}])
 def test_a_bad_flag_in_a_json_body_is_refused(value: object) -> None:
     with pytest.raises(BadRequest) as refused:
-        JsonBody({"synchronous": value}).flag("synchronous")
+        JsonBody({"synchronous": value}, [SYNCHRONOUS])[SYNCHRONOUS]
     assert refused.value.cause == {"field": "synchronous", "value": str(value), "allowed": "true or false"}
 
 
 @pytest.mark.parametrize("value", [[], {}, ["a.mar"]])
 def test_a_bad_text_in_a_json_body_is_refused(value: object) -> None:
     with pytest.raises(BadRequest) as refused:
-        JsonBody({"url": value}).text("url")
+        JsonBody({"url": value}, [URL])[URL]
     assert refused.value.cause == {"field": "url", "value": str(value), "allowed": "a string"}
 
 
 def test_a_member_that_is_not_there() -> None:
-    body = JsonBody({})
-    assert (body.text("a"), body.number("a"), body.flag("a")) == (None, None, None)
+    declared: list[declare.Parameter[Any]] = [URL, BATCH_SIZE, SYNCHRONOUS]
+    body = JsonBody({}, declared)
+    assert [body[each] for each in declared] == [None, None, None]

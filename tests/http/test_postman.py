@@ -138,7 +138,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]
     for name in (SQ, DENSE, MNIST, BATCH, RESNET):
         write_mar(store, f"{name}.mar", name=name, handler="handler.py", files={"handler.py": HANDLER})
     lines = [f"{role}_address=http://127.0.0.1:0" for role in ("inference", "management", "metrics")]
-    (folder / "config.properties").write_text("\n".join([*lines, "default_register_synchronous=true", ""]))
+    (folder / "config.properties").write_text(
+        "\n".join([*lines, "enable_grpc=false", "default_register_synchronous=true", ""])
+    )
     environ = {key: value for key, value in os.environ.items() if not key.startswith("TS_")}
     environ["PYTHONPATH"] = str(Path(tserve.__file__).parents[1])
     command = [

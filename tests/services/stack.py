@@ -93,6 +93,9 @@ class NoGpus:
     def usage(self, gpu_id: int) -> str:
         return USAGE_UNKNOWN
 
+    def readings(self) -> list[tuple[str, dict[str, float]]]:
+        return []
+
 
 class GatedStore(MemoryStore):
     """A store whose changes wait while the gate is shut.  `reached` is set by the first that does."""
@@ -146,11 +149,13 @@ class Services:
         self.management = Management(
             self.store, self.registry, self.keep, self.reconciler, self.settings, self.history, self.devices
         )
-        self.describe = Describe(self.registry, self.reconciler, self.management, self.settings, self.devices)
+        self.inference = Inference(self.registry, self.reconciler)
+        self.describe = Describe(
+            self.registry, self.reconciler, self.management, self.settings, self.devices, self.inference
+        )
         self.health = Health(self.registry, self.reconciler)
         offsets_only = self.settings.list_page_tokens == "offset"
         self.pages = Pages(self.store, self.registry, offsets_only=offsets_only)
-        self.inference = Inference(self.registry, self.reconciler)
 
     def _desired(self, key: Key) -> PoolSpec | None:
         version = self.registry.get(key)

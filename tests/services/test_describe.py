@@ -323,6 +323,9 @@ class TwoGpus:
     def usage(self, gpu_id: int) -> str:
         return f"gpuId::{gpu_id} utilization.gpu::1 % utilization.memory::2 % memory.used::3 MiB"
 
+    def readings(self) -> list[tuple[str, dict[str, float]]]:
+        return []
+
 
 @pytest.fixture
 async def with_gpus(tmp_path: Path, mock_clock: MockClock) -> AsyncIterator[Services]:

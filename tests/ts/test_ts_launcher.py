@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         manifest = {"runtime": "python", "model": {"modelName": "answers", "handler": "handler.py"}}
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
     lines = [f"{role}_address=http://127.0.0.1:0" for role in ROLES]
-    (tmp_path / "config.properties").write_text("\n".join([*lines, "worker_start=fresh"]))
+    (tmp_path / "config.properties").write_text("\n".join([*lines, "enable_grpc=false", "worker_start=fresh"]))
     yield tmp_path
     launcher.stop()
 

@@ -1,4 +1,4 @@
-"""The line that a metric is (spec/inference.md section 12), and how it reaches the server: through standard output."""
+"""The line that a metric is (spec/inference.md section 12), and how it reaches the server."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.metrics.unit import word_of
 
 PREFIX = "[METRICS]"
+sink: Callable[[str], bool] | None = None  # a worker's own way to its server; False says to print the line after all
 _STDOUT = 1
 _ONE_LINE = str.maketrans({"\n": " ", "\r": " "})
 
@@ -30,9 +31,11 @@ def line_of(
 def emit(line: str) -> None:
     """Hand one line to the server.  Never raises for want of an output: a metric is no reason to fail a request.
 
-    In a worker it goes to the descriptor in one piece, past Python's buffer: there the first half of what another
-    thread prints may wait for its second.
+    Where there is no `sink` for it, it is printed.  In a worker it goes to the descriptor in one piece, past Python's
+    buffer: there the first half of what another thread prints may wait for its second.
     """
+    if sink is not None and sink(line):
+        return
     try:
         if sys.stdout.fileno() == _STDOUT:
             rest = f"{PREFIX}{line}\n".encode(errors="backslashreplace")

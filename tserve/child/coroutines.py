@@ -9,6 +9,7 @@ import asyncio  # noqa: TID251 - the handlers' loop, in the worker process
 import copy
 import inspect
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,7 +78,9 @@ class Coroutines:
         if hasattr(context, "metrics"):
             context.metrics = copy.copy(context.metrics)
         batch = Batch(context, self._spec, decode_batch(frame), send_pieces)
-        self._send(encode_reply(frame.id, await self._outcome(model, batch, context)))
+        began = time.perf_counter()
+        outcome = await self._outcome(model, batch, context)
+        self._send(encode_reply(frame.id, outcome, took_s=time.perf_counter() - began))
 
     async def _outcome(self, model: Model, batch: Batch, context: Any) -> Answers | HandlerFailed:
         """As `batches.answer`; a handler that is cancelled, by itself, has failed as well."""

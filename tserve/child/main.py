@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
@@ -24,6 +25,7 @@ from tserve.child.batches import ClientsLeft, answer
 from tserve.child.diagnosis import LoadFailed
 from tserve.child.limits import apply as apply_limits
 from tserve.child.loader import load
+from tserve.child.outbox import Outbox
 from tserve.child.surroundings import Surroundings
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import Answers, Decoder, Frame, Kind, decode_batch, encode_reply
@@ -132,11 +134,14 @@ def _serve(channel: socket.socket) -> None:
     sending = threading.Lock()  # a piece may come from a thread of the handler's
 
     def send(frame: Frame) -> None:
+        outbox.load(frame)
         data = frame.encode()
         _leave_unless(worker)
         with sending:
             channel.sendall(data)
 
+    outbox = Outbox(send)
+    _emit_to(outbox)
     coroutines = _coroutines(spec, send)
     try:
         apply_limits(spec)
@@ -144,6 +149,7 @@ def _serve(channel: socket.socket) -> None:
     except LoadFailed as e:
         send(Frame(Kind.LOADED, first.id, e.report()))
         sys.exit(1)
+    outbox.in_hand = False
     send(Frame(Kind.LOADED, first.id, {"ok": True}))
     surroundings = Surroundings()
     if coroutines is not None:
@@ -152,8 +158,20 @@ def _serve(channel: socket.socket) -> None:
     talk = _Talk(channel, frames, send)
     for frame in frames:
         if frame.kind is Kind.BATCH:
-            send(encode_reply(frame.id, answer(model, spec, decode_batch(frame), talk.pieces_of(frame.id))))
+            outbox.in_hand = True
+            requests, began = decode_batch(frame), time.perf_counter()
+            answers = answer(model, spec, requests, talk.pieces_of(frame.id))
+            took_s = time.perf_counter() - began
+            outbox.in_hand = False
+            send(encode_reply(frame.id, answers, took_s=took_s))
             surroundings.restore()
+
+
+def _emit_to(outbox: Outbox) -> None:
+    """Have the metrics of handlers go to the server without a detour through the output."""
+    from ts.metrics import emission  # imported by every handler that has a context
+
+    emission.sink = outbox.put
 
 
 class _Talk:

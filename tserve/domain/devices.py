@@ -5,6 +5,7 @@ Rules: spec/management.md sections 3.5 (deviceType, deviceIds, parallelLevel) an
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,10 @@ class Devices(Protocol):
 
     def usage(self, gpu_id: int) -> str:
         """Describe's `gpuUsage`, from memory."""
+        ...
+
+    def readings(self) -> Sequence[tuple[str, Mapping[str, float]]]:
+        """The number of each GPU, as text, and its figures by the names of their metrics, from memory."""
         ...
 
 

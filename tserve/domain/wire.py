@@ -22,6 +22,8 @@ BODY_LIMIT = 4 << 30
 CONTROL_BYTES = 4096  # of the longest message between the server and the zygote
 
 
+TOOK = "took"  # meta of a REPLY: seconds that the handler took
+METRICS = "metrics"  # meta of any frame of a worker: lines that its handler has emitted
 STREAM_NEXT = "ts_stream_next"  # response header: "true" says that more follows (spec/inference.md section 6)
 
 
@@ -29,7 +31,8 @@ class Kind(IntEnum):
     """LOAD and BATCH go to the worker; LOADED and REPLY come back, each to one of them.
 
     Any number of PIECEs, parts of a streamed answer, may come before the REPLY of a batch.  GONE tells a worker that
-    nobody waits for a batch any more; it is not answered, the batch still is.
+    nobody waits for a batch any more; it is not answered, the batch still is.  METRICS comes when it comes; its meta
+    has `metrics`, lines of text, which the meta of any other frame of a worker may have as well.
     """
 
     LOAD = 1
@@ -38,6 +41,7 @@ class Kind(IntEnum):
     REPLY = 4
     PIECE = 5
     GONE = 6
+    METRICS = 7
 
 
 class WireError(Exception):
@@ -159,14 +163,18 @@ def decode_batch(frame: Frame) -> list[JobRequest]:
     return requests
 
 
-def encode_reply(number: int, answers: Answers | HandlerFailed, *, kind: Kind = Kind.REPLY) -> Frame:
-    """`answers` in the order of the batch's requests, or the one failure that all of them share."""
+def encode_reply(
+    number: int, answers: Answers | HandlerFailed, *, kind: Kind = Kind.REPLY, took_s: float | None = None
+) -> Frame:
+    """`answers` in the order of the batch's requests, or the one failure that all of them share; `took_s` is the
+    time of the handler."""
+    took = {} if took_s is None else {TOOK: took_s}
     if isinstance(answers, HandlerFailed):
-        return Frame(kind, number, {"failed": _failed(answers)})
+        return Frame(kind, number, {"failed": _failed(answers), **took})
     parts = [
         _failed(a) if isinstance(a, HandlerFailed) else [a.status, a.phrase, a.headers, len(a.body)] for a in answers
     ]
-    return Frame(kind, number, {"replies": parts}, b"".join(a.body for a in answers if isinstance(a, JobReply)))
+    return Frame(kind, number, {"replies": parts, **took}, b"".join(a.body for a in answers if isinstance(a, JobReply)))
 
 
 def _failed(failed: HandlerFailed) -> list[object]:

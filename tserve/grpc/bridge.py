@@ -29,9 +29,11 @@ class Bridge:
     def __init__(self) -> None:
         self._into_trio: deque[Callable[[], object]] = deque()
         self._into_loop: deque[Callable[[], object]] = deque()
-        self._loop_told = False
+        self._trio_told = self._loop_told = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None
+        self._running: set[trio.CancelScope] = set()
+        self._fewer = trio.lowlevel.ParkingLot()
 
     # -- Trio's side
 
@@ -52,6 +54,16 @@ class Bridge:
         finally:
             self.to_loop(self._cancel_main)
 
+    async def idle(self) -> None:
+        """Wait until nothing runs for a call."""
+        while self._running:
+            await self._fewer.park()
+
+    def cut(self) -> None:
+        """End what runs for calls: each gets Stopping."""
+        for scope in list(self._running):
+            scope.cancel()
+
     def to_loop(self, act: Callable[[], object]) -> None:
         """Have `act` called in the thread's loop, soon; nothing comes of it once the loop has ended."""
         self._into_loop.append(act)
@@ -64,15 +76,19 @@ class Bridge:
 
     async def _run(self, act: Callable[[], Awaitable[T]], scope: trio.CancelScope, future: asyncio.Future[T]) -> None:
         settle: Callable[[], object] = partial(_fail, future, Stopping())
+        self._running.add(scope)
         try:
             with scope:
                 settle = partial(_succeed, future, await act())
         except Exception as error:  # the caller's, which waits for it
             settle = partial(_fail, future, error)
         finally:
+            self._running.discard(scope)
+            self._fewer.unpark_all()
             self.to_loop(settle)
 
     def _enter_trio(self) -> None:
+        self._trio_told = False
         while self._into_trio:
             self._into_trio.popleft()()
 
@@ -101,17 +117,25 @@ class Bridge:
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         scope = trio.CancelScope()
-        self.to_trio(lambda: self._calls.start_soon(self._run, act, scope, future))
+        self.to_trio(partial(self._start, act, scope, future))
         try:
             return await future
         except asyncio.CancelledError:
             self.to_trio(scope.cancel)
             raise
 
+    def _start(self, act: Callable[[], Awaitable[T]], scope: trio.CancelScope, future: asyncio.Future[T]) -> None:
+        try:
+            self._calls.start_soon(self._run, act, scope, future)
+        except RuntimeError:  # the nursery is closed: Trio's side has ended
+            self.to_loop(partial(_fail, future, Stopping()))
+
     def to_trio(self, act: Callable[[], object]) -> None:
-        """Have `act` called in Trio, soon."""
+        """Have `act` called in Trio, soon; nothing comes of it once Trio has ended."""
         self._into_trio.append(act)
-        self._token.run_sync_soon(self._enter_trio, idempotent=True)
+        if not self._trio_told:
+            self._trio_told = True
+            self._token.run_sync_soon(self._enter_trio)
 
     def _enter_loop(self) -> None:
         self._loop_told = False
@@ -152,6 +176,8 @@ class Outlet(Generic[T]):
                 self._bridge.to_trio(self._room.release)
             await calling
         finally:
+            if calling.done() and not calling.cancelled():
+                calling.exception()  # also of a call that was left before its end came
             calling.cancel()
 
 

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 
-from tserve.domain.wire import Input, JobRequest
 from tserve.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServiceUnavailable, TserveError
+from tserve.grpc.asking import Asking, pass_on, prediction
+from tserve.grpc.conversation import Conversation
 from tserve.grpc.messages import INFERENCE, message
-from tserve.grpc.methods import Call, Method, Refusal, Service, code_of_http, java_class
+from tserve.grpc.methods import Call, Method, Refusal, Send, Service, code_of_http, java_class
 from tserve.services.health import Health
 from tserve.services.inference import Inference
 
-_PACKAGE = INFERENCE.rpartition(".")[0]
-_Prediction = message(f"{_PACKAGE}.PredictionResponse")
-_Health = message(f"{_PACKAGE}.TorchServeHealthResponse")
+_Health = message(f"{INFERENCE.rpartition('.')[0]}.TorchServeHealthResponse")
 # Failures of the front end, whose class the recorded server prints differently (section 8.3).
 _BY_FRONT_END = {BadRequest: "BadRequestException.()", ServiceUnavailable: "InternalServerException.()"}
 
 
-def inference_service(inference: Inference, health: Health) -> Service:
-    api = _InferenceApi(inference, health)
+def inference_service(inference: Inference, health: Health, *, sequence_names: Sequence[str]) -> Service:
+    """`sequence_names` are those of the inputs that say a sequence's id, start and end, headers over REST."""
+    api = _InferenceApi(Asking(inference, sequence_names), health)
     return Service(
         INFERENCE,
         [
             Method("Ping", api.ping),
             Method("Predictions", api.predict),
+            Method("StreamPredictions", api.stream, streams_replies=True),
+            Method("StreamPredictions2", api.converse, streams_requests=True, streams_replies=True),
         ],
         refuse,
     )
@@ -35,16 +38,17 @@ def inference_service(inference: Inference, health: Health) -> Service:
 
 def refuse(error: TserveError) -> Refusal:
     """The recorded codes: all that the front end refuses is INTERNAL, what a worker says goes by its status."""
-    if isinstance(error, (BadRequest, ServiceUnavailable)):
-        return Refusal(grpc.StatusCode.INTERNAL, f"{error.message}\n{_BY_FRONT_END[type(error)]}", error.cause)
+    for kind, shown in _BY_FRONT_END.items():
+        if isinstance(error, kind):
+            return Refusal(grpc.StatusCode.INTERNAL, f"{error.message}\n{shown}", error.cause)
     unknown = isinstance(error, (ModelNotFound, ModelVersionNotFound))
     code = grpc.StatusCode.INTERNAL if unknown else code_of_http(error.code)
     return Refusal(code, f"{error.message}\n{java_class(error)}", error.cause)
 
 
 class _InferenceApi:
-    def __init__(self, inference: Inference, health: Health) -> None:
-        self._inference = inference
+    def __init__(self, asking: Asking, health: Health) -> None:
+        self._asking = asking
         self._health = health
 
     async def ping(self, request: Any, call: Call) -> Any:
@@ -52,9 +56,13 @@ class _InferenceApi:
         return _Health(health=json.dumps({"status": "Healthy" if healthy else "Unhealthy"}, indent=2))
 
     async def predict(self, request: Any, call: Call) -> Any:
-        if not request.model_name:
-            raise BadRequest("Parameter model_name is required.", cause={"field": "model_name"})
-        inputs = tuple(Input(name, "", value) for name, value in request.input.items())
-        job = JobRequest(call.request_id, {}, inputs)
-        answer = await self._inference.predict(request.model_name, request.model_version or None, job)
-        return _Prediction(prediction=answer.first.body)
+        """What a handler streams is joined: the recorded server loses the worker over it."""
+        answer = await self._asking.whole(request, call.request_id)
+        return prediction(answer.first.body, answer.sequence)
+
+    async def stream(self, request: Any, call: Call, send: Send) -> None:
+        """Each part as it comes; an answer in one part is one message."""
+        await pass_on(await self._asking.begun(request, call.request_id), send)
+
+    async def converse(self, requests: AsyncIterator[Any], call: Call, send: Send) -> None:
+        await Conversation(self._asking, send, refuse).run(requests, call.stopping)

@@ -16,28 +16,39 @@ MANAGEMENT = "org.pytorch.serve.grpc.management.ManagementAPIsService"
 INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 OPEN_INFERENCE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
 STANDARD_OPEN_INFERENCE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
+REFLECTION = "grpc.reflection.v1.ServerReflection"
+OLDER_REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
+# The same files in a second package; the bytes of their messages are the same.
+_TWINS = {OPEN_INFERENCE: STANDARD_OPEN_INFERENCE, REFLECTION: OLDER_REFLECTION}
 
 
 def _make_pool() -> descriptor_pool.DescriptorPool:
+    twins = {_package(service): _package(twin) for service, twin in _TWINS.items()}
     pool = descriptor_pool.DescriptorPool()
     compiled = resources.files(__package__).joinpath("descriptors.binpb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(compiled).file:
         pool.Add(file)
-        if file.package == OPEN_INFERENCE.rpartition(".")[0]:
-            pool.Add(_under_standard_package(file))
+        if file.package in twins:
+            pool.Add(_moved(file, twins[file.package]))
     return pool
 
 
-def _under_standard_package(file: Any) -> Any:
-    """The same file in the package that the protocol itself gives it; the bytes of its messages are the same."""
-    renamed = descriptor_pb2.FileDescriptorProto()
-    renamed.CopyFrom(file)
-    renamed.name, renamed.package = f"standard/{file.name}", STANDARD_OPEN_INFERENCE.rpartition(".")[0]
-    _rename_types(renamed.message_type, f".{file.package}.", f".{renamed.package}.")
-    for method in renamed.service[0].method:
-        method.input_type = method.input_type.replace(f".{file.package}.", f".{renamed.package}.")
-        method.output_type = method.output_type.replace(f".{file.package}.", f".{renamed.package}.")
-    return renamed
+def _package(service: str) -> str:
+    return service.rpartition(".")[0]
+
+
+def _moved(file: Any, package: str) -> Any:
+    """A file as one of another package."""
+    moved = descriptor_pb2.FileDescriptorProto()
+    moved.CopyFrom(file)
+    moved.name, moved.package = f"{package}/{file.name}", package
+    old, new = f".{file.package}.", f".{package}."
+    _rename_types(moved.message_type, old, new)
+    for method in moved.service[0].method:
+        method.input_type = method.input_type.replace(old, new)
+        method.output_type = method.output_type.replace(old, new)
+    return moved
 
 
 def _rename_types(messages: Any, old: str, new: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import trio
 
 from tserve.errors import TserveError
 
 CAUSE_KEY = "tserve-cause"  # of the trailing metadata: the `tserve` member of an error, as JSON
 CAUSE_BYTES = 4 << 10  # clients take no more than 8 KiB of metadata
+TEXT_BYTES = 3 << 10  # of the status text, as it is sent
 _PACKAGES = {
     "ModelNotFoundException": "org.pytorch.serve.archive.model.",
     "ModelVersionNotFoundException": "org.pytorch.serve.archive.model.",
@@ -20,17 +23,22 @@ _PACKAGES = {
     "InvalidModelVersionException": "org.pytorch.serve.archive.model.",
     "ModelException": "org.pytorch.serve.archive.model.",
     "DownloadArchiveException": "org.pytorch.serve.archive.",
+    "WorkerInitializationException": "org.pytorch.serve.wlm.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call, beside its message: `actor` is the client's address, `metadata` what it sent along."""
+    """One call, beside its message: `actor` is the client's address, `metadata` what it sent along.
+
+    `stopping` is set as soon as the server takes no more calls: those that would have no end of their own end then.
+    """
 
     method: str
     actor: str
     request_id: str
     metadata: Mapping[str, str | bytes]
+    stopping: trio.Event
 
 
 Send = Callable[[Any], Awaitable[None]]
@@ -47,7 +55,7 @@ class Method:
     streams_replies: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Refusal(Exception):
     """How a call fails: a status, its text, and what is beside it in the trailing metadata."""
 
@@ -56,16 +64,39 @@ class Refusal(Exception):
     cause: Mapping[str, object]
 
     @property
+    def text(self) -> str:
+        """`details`, of a long one the beginning and the last line, as far as clients take them."""
+        first, newline, last = self.details.rpartition("\n") if "\n" in self.details else (self.details, "", "")
+        return _cut(first, TEXT_BYTES) + newline + _cut(last, TEXT_BYTES // 8)
+
+    @property
     def trailing(self) -> tuple[tuple[str, str], ...]:
         if not self.cause:
             return ()
         text = json.dumps(self.cause)
+        for most in (512, 64):
+            if len(text) > CAUSE_BYTES:
+                text = json.dumps({key: _shorter(key, value, most) for key, value in self.cause.items()})
         if len(text) > CAUSE_BYTES:
-            tail = str(self.cause.get("log_tail", ""))
-            text = json.dumps({**self.cause, "log_tail": tail[-CAUSE_BYTES // 8 :]})
-        if len(text) > CAUSE_BYTES:
-            text = json.dumps({"reason": str(self.cause.get("reason", ""))[:100]})
+            text = json.dumps({"reason": str(self.cause.get("reason", ""))[:64]})
         return ((CAUSE_KEY, text),)
+
+
+def _shorter(key: str, value: object, most: int) -> object:
+    """Of what a worker said last the end counts, of other texts the beginning."""
+    if not isinstance(value, str):
+        return value
+    return value[-most:] if key == "log_tail" else value[:most]
+
+
+def _cut(text: str, most: int) -> str:
+    """As much of a text as is sent in `most` bytes: %XX for each that is no printable ASCII."""
+    cleaned = text.encode("utf-8", "replace").decode()
+    sizes = (1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode()) for char in cleaned)
+    for end, sent in enumerate(itertools.accumulate(sizes)):
+        if sent > most:
+            return cleaned[:end] + " …"
+    return cleaned
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,36 +17,44 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from tserve.errors import (
     BadRequest,
     InternalServer,
-    MethodNotAllowed,
-    NotYetBuilt,
     PayloadTooLarge,
     ResourceNotFound,
     TserveError,
 )
+from tserve.http.descriptions import with_descriptions
 from tserve.http.params import Query, split_path
 from tserve.http.render import all_headers, error_reply, json_reply
-from tserve.http.routes import Call, Reply, Table, find
+from tserve.http.routes import Call, Reply, Router, Table
+from tserve.metrics.recorder import Metrics
 from tserve.services.inference import Stream
 
 REQUEST_LINE_LIMIT = 4096
 HEADER_LIMIT = 8192
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"})
 _log = logging.getLogger("tserve.http")
 # Some releases of Quart say so; the others leave it to the connection, which cancels the request.
 _ClientLeft: type[Exception] = getattr(base, "ClientDisconnectedError", ConnectionError)
 
 
 def make_app(
-    name: str, tables: Sequence[Table], *, max_request_size: int, cors: Sequence[tuple[str, str]]
+    roles: Sequence[str],
+    tables: Sequence[Table],
+    *,
+    max_request_size: int,
+    cors: Sequence[tuple[str, str]],
+    metrics: Metrics | None = None,
 ) -> QuartTrio:
-    """An app that serves the routes of `tables`, the first match winning."""
-    app = QuartTrio(name, static_folder=None)
+    """An app for a listener with these roles: it serves the routes of `tables`, of equal ones the first."""
+    name, metrics = "-".join(roles), metrics or Metrics()
+    app = _App(name, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=max_request_size, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)
-    table = [route for each in tables for route in each]
+    router = Router(with_descriptions(roles, tables))
 
     @app.before_request
     async def answer() -> Response:
         request_id = str(uuid.uuid4())
-        reply = json_reply(200, {}) if cors and _is_preflight() else await _reply(table, request_id, max_request_size)
+        reply = json_reply(200, {}) if cors and _is_preflight() else await _reply(router, request_id, max_request_size)
+        metrics.http_answered(name, _shown(request.method), _pattern(), reply.status)
         response = Response(reply.body if reply.rest is None else _Parts(reply.body, reply.rest), reply.status)
         response.headers.clear()
         response.headers.extend(all_headers(reply, request_id, cors))
@@ -55,9 +63,24 @@ def make_app(
     return app
 
 
+class _App(QuartTrio):
+    def create_url_adapter(self, request: object) -> None:
+        """Nothing for Quart to route by; what it would make of the Host header fails on some that clients send."""
+
+
 def _is_preflight() -> bool:
     """A browser asks whether a page of another origin may send a request; the headers of each answer say it."""
     return request.method == "OPTIONS" and "access-control-request-method" in request.headers
+
+
+def _pattern() -> str:
+    """Of the route that the current request has matched; empty for none."""
+    return str(request.scope["state"].get("route", ""))
+
+
+def _shown(method: str) -> str:
+    """Clients may invent methods, and so must not fill a metric with them."""
+    return method if method in _METHODS else "other"
 
 
 class _Parts:
@@ -77,10 +100,10 @@ class _Parts:
         return await anext(self._rest)
 
 
-async def _reply(table: Table, request_id: str, max_request_size: int) -> Reply:
+async def _reply(router: Router, request_id: str, max_request_size: int) -> Reply:
     """The answer to the current request, whatever happens."""
     try:
-        return await _route(table, request_id, max_request_size)
+        return await _route(router, request_id, max_request_size)
     except TserveError as e:
         return error_reply(e)
     except Exception as e:  # the last resort of both HTTP ports; the traceback is in the log
@@ -88,7 +111,7 @@ async def _reply(table: Table, request_id: str, max_request_size: int) -> Reply:
         return error_reply(InternalServer(f"Internal server error: {type(e).__name__}", cause={"reason": "bug"}))
 
 
-async def _route(table: Table, request_id: str, max_request_size: int) -> Reply:
+async def _route(router: Router, request_id: str, max_request_size: int) -> Reply:
     scope = request.scope
     raw_path, raw_query = scope["raw_path"].partition(b"?")[0], scope["query_string"]
     line = len(request.method) + len(raw_path) + len(raw_query) + bool(raw_query) + len("  HTTP/1.1")
@@ -98,11 +121,8 @@ async def _route(table: Table, request_id: str, max_request_size: int) -> Reply:
     path = split_path(raw_path)
     if path is None:
         raise ResourceNotFound
-    if path == ["api-description"] or (not path and request.method == "OPTIONS"):
-        raise NotYetBuilt("The API description is not served by this release yet.")
-    if not path:
-        raise MethodNotAllowed
-    handler, args, rest = find(table, request.method, path)
+    route, args, rest = router.find(request.method, path)
+    request.scope["state"]["route"] = route.pattern
 
     async def body() -> bytes:
         data = bytearray()
@@ -122,14 +142,14 @@ async def _route(table: Table, request_id: str, max_request_size: int) -> Reply:
         method=request.method,
         args=args,
         rest=rest,
-        query=Query(raw_query),
+        query=Query(raw_query, route.operation.query, free=bool(route.operation.free_query)),
         headers=tuple((n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"]),
         body=body,
         actor=request.remote_addr or "",
         request_id=request_id,
         at_end=scope["state"]["at_end"].callback,
     )
-    return await handler(call)
+    return await route.handler(call)
 
 
 _LIMITS = f"a request line of {REQUEST_LINE_LIMIT} and headers of {HEADER_LIMIT} bytes"

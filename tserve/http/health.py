@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tserve.http.openapi_inference import LIVE, MODEL_READY, SERVER_READINESS, VERBOSE, VERSION_READY
 from tserve.http.render import json_reply
 from tserve.http.routes import Call, Reply, Route, Table
 from tserve.services.health import Health, State, VersionHealth
@@ -13,10 +14,10 @@ def health_routes(health: Health) -> Table:
     """To stand before other tables, whose patterns begin with names."""
     api = _HealthApi(health)
     return [
-        Route(_READ, "/tserve/livez", api.livez),
-        Route(_READ, "/tserve/readyz", api.readyz),
-        Route(_READ, "/tserve/readyz/models/{name}", api.model),
-        Route(_READ, "/tserve/readyz/models/{name}/{version}", api.model),
+        Route(_READ, "/tserve/livez", api.livez, LIVE),
+        Route(_READ, "/tserve/readyz", api.readyz, SERVER_READINESS),
+        Route(_READ, "/tserve/readyz/models/{name}", api.model, MODEL_READY),
+        Route(_READ, "/tserve/readyz/models/{name}/{version}", api.model, VERSION_READY),
     ]
 
 
@@ -47,7 +48,7 @@ def _reply(ready: bool, shown: dict[str, object]) -> Reply:
 
 def _is_verbose(call: Call) -> bool:
     """`?verbose` alone says yes, too."""
-    given = call.query.text("verbose")
+    given = call.query[VERBOSE]
     return given is not None and given.lower() not in ("false", "0")
 
 

@@ -9,13 +9,13 @@ from typing import Final
 from tserve.domain.history import PastEvent
 from tserve.domain.times import shown_time
 from tserve.errors import BadRequest
+from tserve.http.openapi_management import EVENTS, EVENTS_LIMIT, EVENTS_MOST, EVENTS_PAGE, EVENTS_TOKEN, VERSION_EVENTS
+from tserve.http.operations import Parameter
 from tserve.http.params import Query
 from tserve.http.render import json_reply
 from tserve.http.routes import Call, Reply, Route, Table
 from tserve.services.history import History
 
-PAGE_LIMIT: Final = 100
-MOST_LIMIT: Final = 1_000
 _LAST_INT64: Final = 2**63 - 1
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _DESCRIBE_NAMES: Final = {"url": "modelUrl"}
@@ -23,23 +23,23 @@ _DESCRIBE_NAMES: Final = {"url": "modelUrl"}
 
 def history_routes(history: History) -> Table:
     async def events(call: Call) -> Reply:
-        limit = _number(call.query, "limit", range(1, MOST_LIMIT + 1), f"a whole number from 1 to {MOST_LIMIT}")
-        before = _number(call.query, "next_page_token", range(1, _LAST_INT64 + 1), "the nextPageToken of a page")
+        limit = _number(call.query, EVENTS_LIMIT, range(1, EVENTS_MOST + 1), f"a whole number from 1 to {EVENTS_MOST}")
+        before = _number(call.query, EVENTS_TOKEN, range(1, _LAST_INT64 + 1), "the nextPageToken of a page")
         page = await history.page(
-            call.args["name"], call.args.get("version"), limit=PAGE_LIMIT if limit is None else limit, before=before
+            call.args["name"], call.args.get("version"), limit=EVENTS_PAGE if limit is None else limit, before=before
         )
         token = {} if page.next_before is None else {"nextPageToken": str(page.next_before)}
         return json_reply(200, {**token, "events": [shown(event) for event in page.events]})
 
     return [
-        Route(frozenset({"GET"}), "/tserve/models/{name}/events", events),
-        Route(frozenset({"GET"}), "/tserve/models/{name}/{version}/events", events),
+        Route(frozenset({"GET"}), "/tserve/models/{name}/events", events, EVENTS),
+        Route(frozenset({"GET"}), "/tserve/models/{name}/{version}/events", events, VERSION_EVENTS),
     ]
 
 
-def _number(query: Query, name: str, allowed: range, meaning: str) -> int | None:
+def _number(query: Query, wanted: Parameter[str | None], allowed: range, meaning: str) -> int | None:
     """Unlike the contract's own parameters, one that makes no sense is refused; None when it is not given."""
-    text = query.text(name)
+    name, text = wanted.name, query[wanted]
     if text is None:
         return None
     if _NUMBER.fullmatch(text) is None or int(text) not in allowed:

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from tserve.domain.wire import Input, JobRequest
-from tserve.errors import BadRequest, NotYetBuilt
+from tserve.errors import BadRequest
 from tserve.http.inputs import query_inputs, read_inputs
-from tserve.http.render import handler_reply, json_reply
-from tserve.http.routes import ANY, Call, Reply, Route, Table
+from tserve.http.openapi_inference import (
+    EXPLAIN,
+    INVOKE,
+    INVOKE_MODEL,
+    KSERVE_EXPLAIN,
+    KSERVE_PREDICT,
+    LEGACY_PREDICT,
+    MODEL,
+    OIP_EXPLAIN,
+    OIP_INFER,
+    PING_STATUS,
+    PREDICT,
+    VERSION_EXPLAIN,
+    VERSION_LEGACY_PREDICT,
+    VERSION_PREDICT,
+    description_of,
+)
+from tserve.http.openapi_recorded import predict_document
+from tserve.http.render import JSON_TYPE, handler_reply, json_reply
+from tserve.http.routes import ANY, ANY_BUT_OPTIONS, Call, Reply, Route, Table
 from tserve.services.health import Health
 from tserve.services.inference import Inference
 from tserve.services.management import Management
@@ -15,20 +33,27 @@ from tserve.services.management import Management
 def inference_routes(inference: Inference, health: Health, management: Management) -> Table:
     """Route choice looks at the path only, as recorded; any method but OPTIONS predicts."""
     api = _InferenceApi(inference, health, management)
+    predicting = [
+        ("/predictions/{name}", api.predict, PREDICT),
+        ("/predictions/{name}/{version}/...", api.predict, VERSION_PREDICT),
+        ("/explanations/{name}", api.explain, EXPLAIN),
+        ("/explanations/{name}/{version}/...", api.explain, VERSION_EXPLAIN),
+        ("/v1/models/{name}:predict", api.predict_default, KSERVE_PREDICT),
+        ("/v1/models/{name}:explain", api.explain_default, KSERVE_EXPLAIN),
+        ("/v2/models/{name}/infer", api.predict_default, OIP_INFER),
+        ("/v2/models/{name}/explain", api.explain_default, OIP_EXPLAIN),
+        ("/invocations", api.invoke, INVOKE),
+        ("/models/{name}/invoke", api.invoke_model, INVOKE_MODEL),
+        ("/{name}/predict", api.invoke_model, LEGACY_PREDICT),
+        ("/{name}/{version}/predict", api.invoke_model, VERSION_LEGACY_PREDICT),
+    ]
     return [
-        Route(ANY, "/ping/...", api.ping),
-        Route(ANY, "/predictions/{name}", api.predict),
-        Route(ANY, "/predictions/{name}/{version}/...", api.predict),
-        Route(ANY, "/explanations/{name}", api.explain),
-        Route(ANY, "/explanations/{name}/{version}/...", api.explain),
-        Route(ANY, "/v1/models/{name}:predict", api.predict_default),
-        Route(ANY, "/v1/models/{name}:explain", api.explain_default),
-        Route(ANY, "/v2/models/{name}/infer", api.predict_default),
-        Route(ANY, "/v2/models/{name}/explain", api.explain_default),
-        Route(ANY, "/invocations", api.invoke),
-        Route(ANY, "/models/{name}/invoke", api.invoke_model),
-        Route(ANY, "/{name}/predict", api.invoke_model),
-        Route(ANY, "/{name}/{version}/predict", api.invoke_model),
+        Route(ANY, "/ping/...", api.ping, PING_STATUS),
+        *(Route(ANY_BUT_OPTIONS, pattern, handler, about) for pattern, handler, about in predicting),
+        *(
+            Route(frozenset({"OPTIONS"}), pattern, api.description, description_of(about))
+            for pattern, _, about in predicting
+        ),
     ]
 
 
@@ -69,16 +94,13 @@ class _InferenceApi:
 
     async def invoke(self, call: Call) -> Reply:
         """The model is named by the query, else is the only one loaded at start, else by a form field (section 1)."""
-        name = call.query.text("model_name")
-        started = self._management.startup_names
-        if not name and len(started) == 1:
-            name = next(iter(started))
+        name = self._named(call)
         inputs = await self._inputs(call)
         if not name:
             field = next((part.value for part in inputs if part.name == "model_name"), b"")
             name = field.decode("utf-8", "replace")
         if not name:
-            raise BadRequest("Parameter model_name is required.", cause={"field": "model_name"})
+            raise _no_model()
         return await self._answer(call, name, None, (*inputs, *query_inputs(call.query)), {})
 
     async def invoke_model(self, call: Call) -> Reply:
@@ -87,6 +109,19 @@ class _InferenceApi:
         inputs = (*await self._inputs(call), *query_inputs(call.query))
         return await self._answer(call, name, version, inputs, {})
 
+    def _named(self, call: Call) -> str | None:
+        """The model in the query, else the only one loaded at start."""
+        started = self._management.startup_names
+        return call.query[MODEL] or (next(iter(started)) if len(started) == 1 else None)
+
+    async def description(self, call: Call) -> Reply:
+        """The recorded document of a model that there is; the body, and so a model named in it, is not read."""
+        name = call.args["name"] if "name" in call.args else self._named(call)
+        if not name:
+            raise _no_model()
+        self._inference.exists(name, call.args.get("version"))
+        return Reply(200, predict_document(name), (JSON_TYPE,))
+
     @staticmethod
     async def _inputs(call: Call) -> tuple[Input, ...]:
         return read_inputs(call.header("content-type"), await call.body())
@@ -94,10 +129,12 @@ class _InferenceApi:
     async def _answer(
         self, call: Call, name: str, version: str | None, inputs: tuple[Input, ...], added: dict[str, str]
     ) -> Reply:
-        if call.method == "OPTIONS":
-            raise NotYetBuilt("The API description of a model is not served by this release yet.")
         request = JobRequest(call.request_id, {**dict(call.headers), **added}, inputs)
         answer = await self._inference.predict(name, version, request)
         if answer.rest is not None:
             call.at_end(answer.rest.leave)
         return handler_reply(answer.first, answer.rest)
+
+
+def _no_model() -> BadRequest:
+    return BadRequest("Parameter model_name is required.", cause={"field": "model_name"})

@@ -6,31 +6,31 @@ Predictions under KServe's paths are in the table of inference.py, since they ar
 from __future__ import annotations
 
 from tserve.errors import ModelNotFound
+from tserve.http.openapi_inference import OIP_LIVE, OIP_MODEL, OIP_MODEL_READY, OIP_READY, OIP_SERVER, OIP_VERSIONS
+from tserve.http.openapi_management import READY
+from tserve.http.openapi_recorded import CONTRACT_VERSION
 from tserve.http.render import json_reply
 from tserve.http.routes import ANY, Call, Reply, Route, Table
-from tserve.services.open_inference import OpenInference
+from tserve.services.open_inference import EXTENSIONS, NAME, PLATFORM, OpenInference
 
-_VERSION = "0.12.0"  # of the contract, as handlers see it, too
-_EXTENSIONS = ["kserve", "kubeflow"]
-_PLATFORM = "pytorch_torchserve"  # framework and format, as the protocol has it
 _READ = frozenset({"GET", "HEAD"})
 
 
 def readiness_routes(protocol: OpenInference) -> Table:
     """For the management port, where v1 has it."""
-    return [Route(frozenset({"GET"}), "/v1/models/{name}", _KserveApi(protocol).readiness)]
+    return [Route(frozenset({"GET"}), "/v1/models/{name}", _KserveApi(protocol).readiness, READY)]
 
 
 def open_inference_routes(protocol: OpenInference) -> Table:
     """For the inference port, to stand before tables whose patterns begin with names."""
     api = _KserveApi(protocol)
     return [
-        Route(ANY, "/v2", api.server),
-        Route(ANY, "/v2/health/live", api.live),
-        Route(ANY, "/v2/health/ready", api.ready),
-        Route(_READ, "/v2/models/{name}", api.model),
-        Route(_READ, "/v2/models/{name}/ready", api.model_ready),
-        Route(ANY, "/v2/models/{name}/versions/{version}/...", api.versions),
+        Route(ANY, "/v2", api.server, OIP_SERVER),
+        Route(ANY, "/v2/health/live", api.live, OIP_LIVE),
+        Route(ANY, "/v2/health/ready", api.ready, OIP_READY),
+        Route(_READ, "/v2/models/{name}", api.model, OIP_MODEL),
+        Route(_READ, "/v2/models/{name}/ready", api.model_ready, OIP_MODEL_READY),
+        Route(ANY, "/v2/models/{name}/versions/{version}/...", api.versions, OIP_VERSIONS),
     ]
 
 
@@ -51,7 +51,8 @@ class _KserveApi:
     async def server(self, call: Call) -> Reply:
         """The recorded member is misspelt; the protocol's own stands beside it."""
         return json_reply(
-            200, {"name": "Torchserve", "version": _VERSION, "extenstion": _EXTENSIONS, "extensions": _EXTENSIONS}
+            200,
+            {"name": NAME, "version": CONTRACT_VERSION, "extenstion": EXTENSIONS, "extensions": EXTENSIONS},
         )
 
     async def live(self, call: Call) -> Reply:
@@ -66,7 +67,7 @@ class _KserveApi:
         shown = {
             "name": found.name,
             "versions": found.versions,
-            "platform": _PLATFORM,
+            "platform": PLATFORM,
             "inputs": found.inputs,
             "outputs": found.outputs,
         }

@@ -6,9 +6,44 @@ from dataclasses import replace
 
 from tserve.domain.actor import Actor
 from tserve.domain.wire import JobRequest
-from tserve.errors import MethodNotAllowed, NotYetBuilt
 from tserve.http.history import history_routes
 from tserve.http.lenient_json import parse_object
+from tserve.http.openapi_management import (
+    API,
+    BATCH_SIZE,
+    CUSTOMIZED,
+    DESCRIBE,
+    HANDLER,
+    INITIAL_WORKERS,
+    LIMIT,
+    LIST,
+    MAX_BATCH_DELAY,
+    MAX_WORKER,
+    MIN_WORKER,
+    MODEL_NAME,
+    PAGE_TOKEN,
+    REGISTER,
+    RESPONSE_TIMEOUT,
+    RETRY,
+    RUNTIME,
+    SCALE,
+    SCALED_VERSION,
+    SET_DEFAULT,
+    STARTUP_TIMEOUT,
+    SYNCHRONOUS,
+    SYNCHRONOUS_REGISTER,
+    TIMEOUT,
+    UNREGISTER,
+    URL,
+    VERSION_API,
+    VERSION_DESCRIBE,
+    VERSION_RETRY,
+    VERSION_SCALE,
+    VERSION_UNREGISTER,
+    WORKFLOW_LIST,
+)
+from tserve.http.openapi_recorded import model_document
+from tserve.http.operations import JSON
 from tserve.http.params import JsonBody, Parameters
 from tserve.http.render import JSON_TYPE, handler_reply, json_reply, status_reply
 from tserve.http.routes import Call, Reply, Route, Table
@@ -31,34 +66,28 @@ def management_routes(
     *,
     model_api: bool,
 ) -> Table:
-    """`model_api` off refuses register and unregister before anything is read (section 1.11)."""
+    """`model_api` off leaves register and unregister out, which are 405 then (section 1.11)."""
     api = _ManagementApi(management, describe, inference, pages)
-    register, unregister = (api.register, api.unregister) if model_api else (_refuse, _refuse)
-    return [
-        Route(frozenset({"GET"}), "/models", api.list),
-        Route(frozenset({"POST"}), "/models", register),
-        Route(frozenset({"GET"}), "/models/{name}", api.describe),
-        Route(frozenset({"PUT"}), "/models/{name}", api.scale),
-        Route(frozenset({"DELETE"}), "/models/{name}", unregister),
-        Route(frozenset({"GET"}), "/models/{name}/{version}", api.describe),
-        Route(frozenset({"PUT"}), "/models/{name}/{version}", api.scale),
-        Route(frozenset({"DELETE"}), "/models/{name}/{version}", unregister),
-        Route(frozenset({"PUT"}), "/models/{name}/{version}/set-default", api.set_default),
-        Route(frozenset({"OPTIONS"}), "/models/{name}", _no_description),
-        Route(frozenset({"OPTIONS"}), "/models/{name}/{version}", _no_description),
-        Route(frozenset({"GET"}), "/workflows", _no_workflows),
-        *history_routes(history),
-        Route(frozenset({"POST"}), "/tserve/models/{name}/retry", api.retry),
-        Route(frozenset({"POST"}), "/tserve/models/{name}/{version}/retry", api.retry),
+    model_routes = [
+        Route(frozenset({"POST"}), "/models", api.register, REGISTER),
+        Route(frozenset({"DELETE"}), "/models/{name}", api.unregister, UNREGISTER),
+        Route(frozenset({"DELETE"}), "/models/{name}/{version}", api.unregister, VERSION_UNREGISTER),
     ]
-
-
-async def _refuse(call: Call) -> Reply:
-    raise MethodNotAllowed
-
-
-async def _no_description(call: Call) -> Reply:
-    raise NotYetBuilt("The API description of a model is not served by this release yet.")
+    return [
+        Route(frozenset({"GET"}), "/models", api.list, LIST),
+        Route(frozenset({"GET"}), "/models/{name}", api.describe, DESCRIBE),
+        Route(frozenset({"PUT"}), "/models/{name}", api.scale, SCALE),
+        Route(frozenset({"GET"}), "/models/{name}/{version}", api.describe, VERSION_DESCRIBE),
+        Route(frozenset({"PUT"}), "/models/{name}/{version}", api.scale, VERSION_SCALE),
+        *(model_routes if model_api else ()),
+        Route(frozenset({"PUT"}), "/models/{name}/{version}/set-default", api.set_default, SET_DEFAULT),
+        Route(frozenset({"OPTIONS"}), "/models/{name}", api.description, API),
+        Route(frozenset({"OPTIONS"}), "/models/{name}/{version}", api.description, VERSION_API),
+        Route(frozenset({"GET"}), "/workflows", _no_workflows, WORKFLOW_LIST),
+        *history_routes(history),
+        Route(frozenset({"POST"}), "/tserve/models/{name}/retry", api.retry, RETRY),
+        Route(frozenset({"POST"}), "/tserve/models/{name}/{version}/retry", api.retry, VERSION_RETRY),
+    ]
 
 
 async def _no_workflows(call: Call) -> Reply:
@@ -74,39 +103,38 @@ class _ManagementApi:
         self._pages = pages
 
     async def list(self, call: Call) -> Reply:
-        page = await self._pages.page(limit=call.query.number("limit"), token=call.query.number("next_page_token"))
-        models = [{"modelName": name, "modelUrl": url} for name, url in page.models]
-        token = {} if page.next_token is None else {"nextPageToken": str(page.next_token)}
-        return json_reply(200, {**token, "models": models})
+        page = await self._pages.page(limit=call.query[LIMIT], token=call.query[PAGE_TOKEN])
+        return json_reply(200, page.shown())
 
     async def register(self, call: Call) -> Reply:
         given: Parameters = call.query
-        if call.header("content-type").partition(";")[0].strip().lower() == "application/json":
-            given = JsonBody(parse_object(await call.body()))
+        is_json = call.header("content-type").partition(";")[0].strip().lower() == JSON
+        # Some clients always name that type, even where they send nothing.
+        if is_json and (body := await call.body()):
+            given = JsonBody(parse_object(body), REGISTER.query)
         ask = RegisterRequest(
-            url=given.text("url"),
-            model_name=given.text("model_name"),
-            handler=given.text("handler"),
-            runtime=given.text("runtime"),
-            batch_size=given.number("batch_size"),
-            max_batch_delay=given.number("max_batch_delay"),
-            initial_workers=given.number("initial_workers"),
-            synchronous=given.flag("synchronous"),
-            response_timeout=given.number("response_timeout"),
-            startup_timeout=given.number("startup_timeout"),
+            url=given[URL],
+            model_name=given[MODEL_NAME],
+            handler=given[HANDLER],
+            runtime=given[RUNTIME],
+            batch_size=given[BATCH_SIZE],
+            max_batch_delay=given[MAX_BATCH_DELAY],
+            initial_workers=given[INITIAL_WORKERS],
+            synchronous=given[SYNCHRONOUS_REGISTER],
+            response_timeout=given[RESPONSE_TIMEOUT],
+            startup_timeout=given[STARTUP_TIMEOUT],
         )
         return _command(await self._management.register(ask, actor=_actor(call)))
 
     async def scale(self, call: Call) -> Reply:
         query = call.query
-        fewest, timeout = query.number("min_worker"), query.number("timeout")
         ask = ScaleRequest(
             name=call.args["name"],
-            version=call.args.get("version", query.text("model_version")),
-            min_worker=1 if fewest is None else fewest,
-            max_worker=query.number("max_worker"),
-            synchronous=query.flag("synchronous") or False,
-            timeout=-1 if timeout is None else timeout,
+            version=call.args["version"] if "version" in call.args else query[SCALED_VERSION],
+            min_worker=query[MIN_WORKER],
+            max_worker=query[MAX_WORKER],
+            synchronous=query[SYNCHRONOUS],
+            timeout=query[TIMEOUT],
         )
         return _command(await self._management.scale(ask, actor=_actor(call)))
 
@@ -114,20 +142,25 @@ class _ManagementApi:
         result = await self._management.retry(
             call.args["name"],
             call.args.get("version"),
-            synchronous=call.query.flag("synchronous") or False,
+            synchronous=call.query[SYNCHRONOUS],
             actor=_actor(call),
         )
         return _command(result)
 
     async def describe(self, call: Call) -> Reply:
         name, version = call.args["name"], call.args.get("version")
-        if version == "all":
-            return json_reply(200, self._describe.all(name))
-        if not call.query.flag("customized"):
-            return json_reply(200, self._describe.one(name, version))
-        said = await self._inference.describe(name, version, JobRequest(call.request_id, dict(call.headers), ()))
-        reply = json_reply(said.status, self._describe.one(name, version, said=said.body))
-        return replace(reply, headers=_with_type(handler_reply(said).headers))
+        job = JobRequest(call.request_id, dict(call.headers), ()) if call.query[CUSTOMIZED] else None
+        description = await self._describe.ask(name, version, customized=job)
+        if description.reply is None:
+            return json_reply(200, description.versions)
+        reply = json_reply(description.reply.status, description.versions)
+        return replace(reply, headers=_with_type(handler_reply(description.reply).headers))
+
+    async def description(self, call: Call) -> Reply:
+        """The recorded document of a model that there is (section 1.12)."""
+        name = call.args["name"]
+        self._inference.exists(name, call.args.get("version"))
+        return Reply(200, model_document(name), (JSON_TYPE,))
 
     async def unregister(self, call: Call) -> Reply:
         result = await self._management.unregister(call.args["name"], call.args.get("version"), actor=_actor(call))

@@ -1,16 +1,20 @@
 """Paths, queries and bodies as the contract reads them (spec/management.md sections 0.2, 0.3 and 2.1).
 
 Bad numbers and booleans in a query fall back to the default, in silence, as recorded; a JSON body is read leniently
-but a value of the wrong type in it is refused.
+but a value of the wrong type in it is refused.  Only declared parameters can be read.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from tserve.errors import BadRequest
+from tserve.http.operations import Parameter
 
+T = TypeVar("T")
 _INT = re.compile(r"([+-]?)0*([0-9]{1,10})")  # not more: int() is slow, then refuses, on very long ones
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 INT32 = range(-(2**31), 2**31)
@@ -51,38 +55,67 @@ def parse_int(text: str | None) -> int | None:
     return value if value in INT32 else None
 
 
-class Query:
+class Undeclared(LookupError):
+    """Code reads what the operation of its route does not declare; a bug, found by the first request."""
+
+
+class _Declared:
+    """What may be read: the parameters that an operation declares."""
+
+    def __init__(self, declared: Sequence[Parameter[Any]]) -> None:
+        self._declared = declared
+
+    def __getitem__(self, wanted: Parameter[T]) -> T:
+        """The value of a parameter, or its default.  Raises BadRequest, and Undeclared for one of another route."""
+        if wanted not in self._declared:
+            raise Undeclared(wanted.name)
+        value: Any = getattr(self, "_" + wanted.kind)(wanted.name)
+        return wanted.default if value is None else value
+
+
+class Query(_Declared):
     """A query string: `&` and `;` separate, `+` is a space, the first of repeated names counts."""
 
-    def __init__(self, raw: bytes) -> None:
-        self._values: dict[str, str] = {}
+    def __init__(self, raw: bytes, declared: Sequence[Parameter[Any]] = (), *, free: bool = False) -> None:
+        """`free`: whether all pairs may be read, whatever their names.  Raises BadRequest."""
+        super().__init__(declared)
+        self._free = free
+        self._pairs: list[tuple[str, str]] = []
         for part in re.split(rb"[&;]", raw):
             name, _, value = part.replace(b"+", b" ").partition(b"=")
             if name:
-                self._values.setdefault(decode(name, "query"), decode(value, "query"))
+                self._pairs.append((decode(name, "query"), decode(value, "query")))
+        self._values = dict(reversed(self._pairs))
 
-    def text(self, name: str) -> str | None:
+    def _text(self, name: str) -> str | None:
         return self._values.get(name)
 
-    def number(self, name: str) -> int | None:
+    def _number(self, name: str) -> int | None:
         return parse_int(self._values.get(name))
 
-    def flag(self, name: str) -> bool | None:
+    def _flag(self, name: str) -> bool | None:
         """True only for `true` in any case; None when absent."""
         value = self._values.get(name)
         return None if value is None else value.lower() == "true"
 
+    def _texts(self, name: str) -> tuple[str, ...]:
+        return tuple(value for key, value in self._pairs if key == name)
+
     def pairs(self) -> dict[str, str]:
-        return dict(self._values)
+        """Every pair, of repeated names the first.  Raises Undeclared where the operation has no `free_query`."""
+        if not self._free:
+            raise Undeclared("any pairs")
+        return {name: self._values[name] for name, _ in self._pairs}
 
 
-class JsonBody:
+class JsonBody(_Declared):
     """Parameters from a JSON object, typed as loosely as recorded: numbers as strings, `2.0`, null for unset."""
 
-    def __init__(self, values: dict[str, object]) -> None:
+    def __init__(self, values: dict[str, object], declared: Sequence[Parameter[Any]]) -> None:
+        super().__init__(declared)
         self._values = values
 
-    def text(self, name: str) -> str | None:
+    def _text(self, name: str) -> str | None:
         value = self._values.get(name)
         if isinstance(value, bool):
             return "true" if value else "false"
@@ -92,7 +125,7 @@ class JsonBody:
             return str(value)
         raise self._refusal(name, "a string")
 
-    def number(self, name: str) -> int | None:
+    def _number(self, name: str) -> int | None:
         value = self._values.get(name)
         if value is None:
             return None
@@ -106,7 +139,7 @@ class JsonBody:
             raise self._refusal(name, "a 32-bit whole number")
         return number
 
-    def flag(self, name: str) -> bool | None:
+    def _flag(self, name: str) -> bool | None:
         value = self._values.get(name)
         if isinstance(value, str):
             return value.lower() == "true"

@@ -5,10 +5,10 @@ Source: spec/management.md section 0 (headers and their order, JSON style).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
+from tserve.domain.json_text import json_text
 from tserve.domain.wire import JobReply
 from tserve.errors import InternalServer, TserveError
 from tserve.http.routes import Reply
@@ -42,8 +42,8 @@ _SERVERS = frozenset(
 
 
 def to_json(value: object) -> bytes:
-    """Two spaces, nothing escaped that need not be, a newline at the end."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    """With a newline at the end."""
+    return json_text(value) + b"\n"
 
 
 def json_reply(status: int, value: object) -> Reply:

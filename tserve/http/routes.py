@@ -10,10 +10,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from tserve.errors import MethodNotAllowed, ResourceNotFound
+from tserve.http.operations import Operation
 from tserve.http.params import Query
 from tserve.services.inference import Stream
 
-ANY = frozenset({"*"})
+
+class AllBut:
+    """All methods but these."""
+
+    def __init__(self, *methods: str) -> None:
+        self._methods = frozenset(methods)
+
+    def __contains__(self, method: object) -> bool:
+        return method not in self._methods
+
+
+ANY = AllBut()
+ANY_BUT_OPTIONS = AllBut("OPTIONS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +72,14 @@ Handler = Callable[[Call], Awaitable[Reply]]
 class Route:
     """`pattern`: literal segments, `{name}` for any one, a last `...` for the rest.
 
-    `{name}:word` is a segment that contains `:word`; the name is what stands before it.
+    `{name}:word` is a segment that contains `:word`; the name is what stands before it.  `operation` is what the
+    OpenAPI document says of it.
     """
 
-    methods: frozenset[str]
+    methods: frozenset[str] | AllBut
     pattern: str
     handler: Handler
+    operation: Operation
     segments: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,14 +107,34 @@ class Route:
 Table = Sequence[Route]
 
 
-def find(table: Table, method: str, path: Sequence[str]) -> tuple[Handler, dict[str, str], tuple[str, ...]]:
-    """The route for a request.  Raises ResourceNotFound, MethodNotAllowed."""
-    known = False
-    for route in table:
-        matched = route.match(path)
-        if matched is None:
-            continue
-        if route.methods is ANY or method in route.methods:
-            return route.handler, *matched
-        known = True
-    raise MethodNotAllowed if known else ResourceNotFound
+class Router:
+    """The routes of a listener, in their order; those that a path can match are found by its first segment."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = routes
+        heads = {self._head(route.segments) for route in routes}
+        self._others = self._behind("")
+        self._by_head = {head: self._behind(head) for head in heads}
+
+    @staticmethod
+    def _head(path: Sequence[str]) -> str:
+        return path[0] if path else ""
+
+    def _behind(self, head: str) -> tuple[Route, ...]:
+        firsts = ((route, self._head(route.segments)) for route in self._routes)
+        return tuple(route for route, first in firsts if first == head or first.startswith("{"))
+
+    def find(self, method: str, path: Sequence[str]) -> tuple[Route, dict[str, str], tuple[str, ...]]:
+        """The first route that takes a request, and what its pattern takes from the path.
+
+        Raises ResourceNotFound, MethodNotAllowed.
+        """
+        known = False
+        for route in self._by_head.get(self._head(path), self._others):
+            matched = route.match(path)
+            if matched is None:
+                continue
+            if method in route.methods:
+                return route, *matched
+            known = True
+        raise MethodNotAllowed if known else ResourceNotFound

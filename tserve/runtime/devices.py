@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import logging
 import math
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,15 @@ STALE_S = 5.0  # figures of a driver that stopped answering are shown no longer 
 _log = logging.getLogger("tserve.runtime")
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of one GPU: percent of its time, percent and MiB of its memory."""
+
+    busy: int
+    memory: int
+    used_mib: int
+
+
 class NvmlDevices:
     """`most` bounds their number, None does not; `visible` is CUDA_VISIBLE_DEVICES, None when it is not set."""
 
@@ -31,7 +41,7 @@ class NvmlDevices:
         self._visible = visible
         self._nvml: ModuleType | None = None
         self._handles: list[Any] = []
-        self._texts: list[str] = []
+        self._usages: list[Usage | None] = []
         self._read_at = -math.inf
         self._warned = False
         self._looked = trio.Event()
@@ -53,15 +63,40 @@ class NvmlDevices:
 
     def usage(self, gpu_id: int) -> str:
         """As describe shows it (spec/management.md section 6)."""
-        fresh = trio.current_time() - self._read_at <= STALE_S
-        return self._texts[gpu_id] if fresh and gpu_id < len(self._texts) else USAGE_UNKNOWN
+        usage = self._fresh().get(gpu_id)
+        if usage is None:
+            return USAGE_UNKNOWN
+        return (
+            f"gpuId::{gpu_id} utilization.gpu::{usage.busy} % utilization.memory::{usage.memory} % "
+            f"memory.used::{usage.used_mib} MiB"
+        )
+
+    def readings(self) -> list[tuple[str, dict[str, float]]]:
+        """As the metrics show them (spec/server.md section 10.3)."""
+        return [
+            (
+                str(number),
+                {
+                    "GPUUtilization": usage.busy,
+                    "GPUMemoryUtilization": usage.memory,
+                    "GPUMemoryUsed": usage.used_mib,
+                },
+            )
+            for number, usage in self._fresh().items()
+        ]
+
+    def _fresh(self) -> dict[int, Usage]:
+        """What is known of each GPU, if it is not too old."""
+        if trio.current_time() - self._read_at > STALE_S:
+            return {}
+        return {number: usage for number, usage in enumerate(self._usages) if usage is not None}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the figures fresh until cancelled; without a GPU there is nothing to do."""
         task_status.started()
         await self._looked.wait()
         while self._handles:
-            self._texts = await trio.to_thread.run_sync(self._read, limiter=self._limiter)
+            self._usages = await trio.to_thread.run_sync(self._read, limiter=self._limiter)
             self._read_at = trio.current_time()
             await trio.sleep(REFRESH_S)
 
@@ -81,23 +116,20 @@ class NvmlDevices:
             return []
         return handles[: self._most]
 
-    def _read(self) -> list[str]:
+    def _read(self) -> list[Usage | None]:
         return [self._usage(number, handle) for number, handle in enumerate(self._handles)]
 
-    def _usage(self, number: int, handle: Any) -> str:
+    def _usage(self, number: int, handle: Any) -> Usage | None:
         assert self._nvml is not None
         try:
             rates = self._nvml.nvmlDeviceGetUtilizationRates(handle)
             used = self._nvml.nvmlDeviceGetMemoryInfo(handle).used
-            return (
-                f"gpuId::{number} utilization.gpu::{rates.gpu} % utilization.memory::{rates.memory} % "
-                f"memory.used::{used >> 20} MiB"
-            )
+            return Usage(rates.gpu, rates.memory, used >> 20)
         except Exception as e:
             if not self._warned:  # it is read again and again
                 self._warned = True
                 _log.warning("the usage of GPU %d cannot be read, now and perhaps again: %r", number, e)
-            return USAGE_UNKNOWN
+            return None
 
 
 def _is_installed() -> bool:

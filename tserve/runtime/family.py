@@ -52,9 +52,11 @@ class Family:
     """The process groups of the workers that run, by the pid of their leader.
 
     `watcher` is told of each group that comes and goes; it is what ends them when the server cannot (the zygote).
+    `take_metrics` gets the lines of metrics that workers emit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, take_metrics: Callable[[Sequence[object]], None] | None = None) -> None:
+        self.take_metrics = take_metrics or (lambda lines: None)
         self.groups: set[int] = set()
         self.memory_kills = MemoryKills()
         self.counting = trio.CapacityLimiter(1)

@@ -9,6 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from time import perf_counter
 
 import trio
 
@@ -47,9 +48,11 @@ class Job:
         "_on_piece",
         "asked_version",
         "begun",
+        "begun_at",
         "done",
         "ends_sequence",
         "purpose",
+        "queued_at",
         "request",
         "returned",
         "sequence",
@@ -72,7 +75,9 @@ class Job:
         self.sequence = sequence
         self.ends_sequence = ends_sequence
         self.done = False
+        self.queued_at = perf_counter()
         self.begun = False
+        self.begun_at = 0.0
         self.returned = False
         self._on_done = on_done
         self._on_piece = on_piece
@@ -87,6 +92,17 @@ class Job:
         if not self.done:
             self.done = True
             self._on_done(outcome)
+
+    def begin(self) -> float:
+        """A worker has it; the seconds that it has waited for that, now or when that was."""
+        if not self.begun:
+            self.begun, self.begun_at = True, perf_counter()
+        return self.waited_s
+
+    @property
+    def waited_s(self) -> float:
+        """In the queue, until it was begun or until now."""
+        return (self.begun_at if self.begun else perf_counter()) - self.queued_at
 
     def abandon(self) -> None:
         """The client left: whatever comes is dropped."""

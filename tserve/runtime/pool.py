@@ -13,6 +13,7 @@ from tserve.domain.phases import LOADED, Phase
 from tserve.domain.plan import Failure, Intensity, Observed, PoolSpec, Retry, Start, Stop, plan
 from tserve.domain.versions import Key
 from tserve.errors import ServiceUnavailable
+from tserve.metrics.recorder import Metrics
 from tserve.runtime.jobs import Job, JobQueue, QueueClosed, QueueFull
 from tserve.runtime.launcher import Launcher
 from tserve.runtime.sequences import SequenceQueue
@@ -85,6 +86,7 @@ class Pool:
         *,
         report: Report = tell_nobody,
         place: Place = no_gpu,
+        metrics: Metrics | None = None,
     ) -> None:
         self.key: Key = spec.key
         self.client_timeout_s = spec.client_timeout_s
@@ -97,6 +99,7 @@ class Pool:
         self._numbers = slot_numbers
         self._report = report
         self._place = place
+        self._metrics = metrics or Metrics()
         self._intensity = Intensity(spec.most_restarts, spec.restart_period_s)
         self._queue = _queue(spec)
         self._slots: list[Slot] = []
@@ -253,6 +256,7 @@ class Pool:
             intensity=self._intensity,
             report=self._report,
             gpu_id=self._place(spec),
+            metrics=self._metrics,
         )
         self._slots.append(slot)
         self._fresh.add(slot.id)

@@ -18,6 +18,7 @@ from tserve.runtime.launcher import Exit
 OUTPUT_GRACE_S = 0.5  # what a dead process's children keep open is read no longer than this
 TAIL_BYTES = 64 << 10
 LINES_AT_ONCE, LINES_PER_S = 10_000, 1_000  # of one process; the log of what prints more has gaps, its tail has none
+METRICS_AT_ONCE = METRICS_PER_S = 20_000  # of one process; what is over that is lost
 _METRICS = b"[METRICS]"  # begins a line for the server (spec/inference.md section 12)
 _LINE_BYTES = 16 << 10  # a longer line is logged in pieces
 _LINES_PER_STEP = 100  # logged between two checkpoints
@@ -44,7 +45,7 @@ class ChildProcess:
         self._grace_s = grace_s
         self._tail = bytearray()
         self._line = b""  # the last one, of which more may come
-        self._swallowing = False  # it is one with metrics, whose beginning is gone
+        self._swallowing = False  # it is one with a metric, too long to be kept
         self._exit: Exit | None = None
         self._killed = False  # by this server
         self._reaped = False
@@ -53,6 +54,8 @@ class ChildProcess:
         self._lines = float(LINES_AT_ONCE)  # that may be logged now
         self._counted_at = trio.current_time()
         self._left_out = 0
+        self._metrics = float(METRICS_AT_ONCE)  # that may be taken now
+        self._metrics_counted_at = self._counted_at
 
     def signal_group(self, number: int) -> None:
         # Until it is reaped the leader's number cannot be given to another group.
@@ -76,7 +79,8 @@ class ChildProcess:
         return self._exit or Exit(255)  # a bug in here, which its own task has raised
 
     def tail(self) -> str:
-        return bytes(self._tail + self._line)[-TAIL_BYTES:].decode("utf-8", "replace")
+        last = b"" if self._line.startswith(_METRICS) else self._line
+        return bytes(self._tail + last)[-TAIL_BYTES:].decode("utf-8", "replace")
 
     def memory(self) -> int:
         try:
@@ -152,12 +156,15 @@ class ChildProcess:
                     if lines and self._swallowing:
                         del lines[0]
                         self._swallowing = False
-                    lines = [line for line in lines if not line.startswith(_METRICS)]
+                    lines = self._without_metrics(lines)
                     self._tail += b"".join(line + b"\n" for line in lines)
-                    self._swallowing = self._swallowing or self._line.startswith(_METRICS)
                     if self._swallowing:
                         self._line = b""
-                    elif len(self._line) > _LINE_BYTES:
+                    elif len(self._line) <= _LINE_BYTES:
+                        pass
+                    elif self._line.startswith(_METRICS):
+                        self._swallowing, self._line = True, b""
+                    else:
                         self._tail += self._line
                         lines.append(self._line)
                         self._line = b""
@@ -165,8 +172,27 @@ class ChildProcess:
                     await self._log_lines(lines)
         finally:
             self._log_gap()
-            if self._line:  # the last words may lack a newline
+            if self._line and not self._line.startswith(_METRICS):  # the last words may lack a newline
                 self._log_line(self._line)
+
+    def _without_metrics(self, lines: list[bytes]) -> list[bytes]:
+        """Processes that a handler has forked emit metrics as lines of output; so does who prints them by hand."""
+        metrics = [line for line in lines if line.startswith(_METRICS)]
+        if not metrics:
+            return lines
+        self.take_metrics([line[len(_METRICS) :].decode("utf-8", "replace") for line in metrics])
+        return [line for line in lines if not line.startswith(_METRICS)]
+
+    def take_metrics(self, lines: object) -> None:
+        """Hand on lines of metrics, as many as one process may have: reading them costs the server time."""
+        if not isinstance(lines, list):
+            return
+        now = trio.current_time()
+        room = self._metrics + METRICS_PER_S * (now - self._metrics_counted_at)
+        self._metrics, self._metrics_counted_at = min(METRICS_AT_ONCE, room), now
+        taken = lines[: int(self._metrics)]
+        self._metrics -= len(taken)
+        self._family.take_metrics(taken)
 
     async def _log_lines(self, lines: list[bytes]) -> None:
         """No more of them than one process may have: whoever prints without end must not keep the others waiting."""

@@ -14,6 +14,7 @@ import trio
 from tserve.domain.events import Report
 from tserve.domain.plan import PoolSpec
 from tserve.domain.versions import Key
+from tserve.metrics.recorder import Metrics
 from tserve.runtime.launcher import Launcher
 from tserve.runtime.pool import Place, Pool, no_gpu, tell_nobody
 
@@ -39,10 +40,12 @@ class Reconciler:
         first_slot_number: int,
         report: Report = tell_nobody,
         place: Place = no_gpu,
+        metrics: Metrics | None = None,
     ) -> None:
         self._desired = desired
         self._report = report
         self._place = place
+        self._metrics = metrics or Metrics()
         self._launcher = launcher
         self._numbers = itertools.count(first_slot_number)
         self._pools: dict[Key, Pool] = {}
@@ -91,7 +94,9 @@ class Reconciler:
         elif pool is not None:
             pool.apply(spec, drain_s=look.drain_s, impatient=look.impatient)
         elif spec.wanted[-1] > 0:  # a version without workers needs no machine
-            pool = self._pools[key] = Pool(spec, self._launcher, self._numbers, report=self._report, place=self._place)
+            pool = self._pools[key] = Pool(
+                spec, self._launcher, self._numbers, report=self._report, place=self._place, metrics=self._metrics
+            )
             nursery.start_soon(self._run_pool, pool)
         return pool
 

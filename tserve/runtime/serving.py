@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Protocol
 
 import trio
@@ -16,6 +17,7 @@ import trio
 from tserve.domain.plan import Failure, PoolSpec
 from tserve.domain.wire import (
     STREAM_NEXT,
+    TOOK,
     Frame,
     HandlerFailed,
     JobReply,
@@ -26,6 +28,7 @@ from tserve.domain.wire import (
     encode_batch,
 )
 from tserve.errors import InternalServer, TserveError
+from tserve.metrics.recorder import Metrics
 from tserve.runtime import autopsy
 from tserve.runtime.jobs import Job, JobQueue, Purpose
 from tserve.runtime.launcher import Worker, WorkerGone
@@ -76,9 +79,10 @@ class Serving:
     the handler is called again (spec/inference.md section 9.3).
     """
 
-    def __init__(self, worker: Worker, queue: JobQueue, spec: PoolSpec, host: Host) -> None:
+    def __init__(self, worker: Worker, queue: JobQueue, spec: PoolSpec, host: Host, metrics: Metrics) -> None:
         self.answered = 0  # batches
         self._worker, self._queue, self._spec, self._host = worker, queue, spec, host
+        self._metrics, self._where = metrics, (spec.key.name, spec.key.version)
         self._size = spec.most_in_batch
         self._number = 0  # of the last batch that was sent
         self._hand: list[Job] = []
@@ -179,12 +183,13 @@ class Serving:
             return await self._host.death(self._worker, "died_idle", str(e))
         if not self._hand:
             return None
-        told = False
+        told, sent_at = False, perf_counter()
         try:
             while True:
                 frame = await self._worker.receive()
                 if frame.id != self._number:  # taken for this one it would give clients each other's answers
                     raise WireError(f"an answer to batch {frame.id} came for batch {self._number}")
+                self._measure(self._hand, frame, sent_at)
                 self._deliver(self._hand, frame)
                 if frame.kind is Kind.REPLY:
                     return None
@@ -197,6 +202,16 @@ class Serving:
             return await self._host.death(self._worker, "crashed", str(e))
         except WireError as e:
             return await self._bad_frame(str(e))
+
+    def _measure(self, jobs: list[Job], frame: Frame, sent_at: float) -> None:
+        took_s = frame.meta.get(TOOK)
+        if isinstance(took_s, float) and 0 <= took_s < math.inf:
+            self._metrics.batch_answered(
+                self._where,
+                seconds=perf_counter() - sent_at,
+                worker_s=took_s,
+                request_ids=lambda: ",".join(job.request.request_id for job in jobs),
+            )
 
     def _deliver(self, jobs: list[Job], frame: Frame) -> None:
         """Hand on an answer, or a piece of it.  Raises WireError."""
@@ -236,8 +251,9 @@ class Serving:
                 self._queue.answered(job, {})
                 job.finish(error)
             jobs.clear()
-        for job in jobs:
-            job.begun = True
+        if jobs:
+            new = [job for job in jobs if not job.begun]
+            self._metrics.batch_begun(self._where, len(jobs), [job.begin() for job in new])
 
 
 @dataclass(slots=True)
@@ -247,6 +263,7 @@ class _Call:
 
     job: Job
     due: float
+    sent_at: float
     told: bool = False
 
 
@@ -257,8 +274,8 @@ class AsynchronousServing(Serving):
     answers others is not: only the late request fails then.
     """
 
-    def __init__(self, worker: Worker, queue: JobQueue, spec: PoolSpec, host: Host) -> None:
-        super().__init__(worker, queue, spec, host)
+    def __init__(self, worker: Worker, queue: JobQueue, spec: PoolSpec, host: Host, metrics: Metrics) -> None:
+        super().__init__(worker, queue, spec, host, metrics)
         self._calls: dict[int, _Call] = {}
         self._heard_at = trio.current_time()
         self._answered = trio.lowlevel.ParkingLot()
@@ -304,7 +321,7 @@ class AsynchronousServing(Serving):
         if not self._calls:
             self._host.at_work(True)
             self._heard_at = now
-        call = self._calls[number] = _Call(jobs[0], now + self._spec.response_timeout_s)
+        call = self._calls[number] = _Call(jobs[0], now + self._spec.response_timeout_s, perf_counter())
         self._silence.deadline = min(self._silence.deadline, call.due)
         try:
             async with self._sending:
@@ -352,6 +369,7 @@ class AsynchronousServing(Serving):
         call = self._calls.get(frame.id)
         if call is None:
             raise WireError(f"an answer to batch {frame.id}, which is not in hand")
+        self._measure([call.job], frame, call.sent_at)
         self._deliver([call.job], frame)
         self._heard_at = trio.current_time()
         call.due = self._heard_at + self._spec.response_timeout_s

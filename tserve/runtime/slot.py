@@ -20,6 +20,7 @@ from tserve.domain.events import Happening, Report, WorkerEvent
 from tserve.domain.phases import Phase
 from tserve.domain.plan import SETTLED_S, Failure, FailureRun, GiveUp, Intensity, PoolSpec, WorkerSpec, after_failure
 from tserve.domain.wire import Frame, Kind, WireError
+from tserve.metrics.recorder import Metrics
 from tserve.runtime import autopsy
 from tserve.runtime.jobs import JobQueue
 from tserve.runtime.launcher import Exit, Launcher, LaunchFailed, Worker, WorkerGone
@@ -63,6 +64,7 @@ class Slot:
         intensity: Intensity,
         report: Report,
         gpu_id: int | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.id = number
         self.created_at = time.time()
@@ -77,6 +79,8 @@ class Slot:
         self._intensity = intensity
         self._report = report
         self._gpu_id = gpu_id
+        self._metrics = metrics or Metrics()
+        self._where = (spec.key.name, spec.key.version)
         self._worker_spec = replace(spec.worker, gpu_id=gpu_id)
         self._serve_out = False
         self._drain_s = math.inf
@@ -90,6 +94,7 @@ class Slot:
         self._end: dict[str, object] = {}  # of the last worker: exit, and reason and detail when it was forced
         self._worker: Worker | None = None
         self._was_loaded = False
+        self._launched_at = 0.0
         self._verdict: Failure | None = None  # why this server killed it, as opposed to what its death looks like
         self._run = FailureRun()
         self._serving: Serving | None = None
@@ -159,6 +164,7 @@ class Slot:
             self._end_phase()
             self._enter(Phase.STOPPED)
             self._tell(Happening.STOPPED, self._end, failure)
+            self._metrics.worker_gone(self._label())
 
     async def _guarded(self) -> Failure | None:
         """One worker's life inside the error boundary of its version: a bug here must not end the others."""
@@ -173,6 +179,7 @@ class Slot:
         if self.phase is not Phase.STARTING:
             self._enter(Phase.STARTING)
         self._was_loaded, self._verdict = False, None
+        self._launched_at = trio.current_time()
         outcome: Failure | None = None
         with trio.CancelScope() as self._idle:
             try:
@@ -217,16 +224,17 @@ class Slot:
         async with trio.open_nursery() as nursery:
             if self._spec.worker.process_limit > 0:
                 nursery.start_soon(self._count_processes, worker, self._spec.worker.process_limit)
-            began = trio.current_time()
             failure = await self._load(worker)
             if failure is None:
                 loaded_at = trio.current_time()
                 self.tried = self._was_loaded = True
                 serves = AsynchronousServing if self._worker_spec.asynchronous else Serving
-                self._serving = serves(worker, self._queue, self._spec, self)
+                self._serving = serves(worker, self._queue, self._spec, self, self._metrics)
                 self._enter(Phase.READY)
                 _log.info("%s is ready, pid %d", self._label(), worker.pid)
-                self._tell(Happening.READY, {"load_s": round(loaded_at - began, 3)})
+                took_s = loaded_at - self._launched_at
+                self._metrics.worker_loaded(self._where, self._label(), took_s)
+                self._tell(Happening.READY, {"load_s": round(took_s, 3)})
                 failure = await self._serving.run()
                 if self._serving.answered or trio.current_time() - loaded_at >= SETTLED_S:
                     self._run = FailureRun()
@@ -321,6 +329,7 @@ class Slot:
             self._enter(Phase.FAILED)
             await self._pause(math.inf)
             return
+        self._metrics.worker_restarts(self._where, failure.reason)
         self._tell(Happening.DIED, {"next_try_s": verdict}, failure)
         if verdict > 0:
             _log.info("%s is started again in %g s", self._label(), verdict)

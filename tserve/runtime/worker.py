@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import BODY_LIMIT, Decoder, Frame, Kind, WireError
+from tserve.domain.wire import BODY_LIMIT, METRICS, Decoder, Frame, Kind, WireError
 from tserve.runtime.family import Family
 from tserve.runtime.launcher import WorkerGone
 from tserve.runtime.process import ChildProcess
@@ -114,6 +114,10 @@ class ProcessWorker(ChildProcess):
 
     def _take(self, data: bytes) -> None:
         for frame in self._decoder.feed(data):
+            if lines := frame.meta.get(METRICS):
+                self.take_metrics(lines)
+            if frame.kind is Kind.METRICS:
+                continue
             if self._owed <= 0:
                 raise WireError(f"a frame that nobody asked for, {frame.kind.name} {frame.id}")
             self._owed -= frame.kind is not Kind.PIECE

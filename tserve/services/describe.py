@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from tserve.domain.devices import USAGE_OF_CPU, Devices, usable
@@ -17,17 +18,28 @@ from tserve.domain.plan import FULL_TAIL
 from tserve.domain.registry import Registry
 from tserve.domain.times import shown_time
 from tserve.domain.versions import Version
+from tserve.domain.wire import JobReply, JobRequest
 from tserve.runtime.pool import PoolView
 from tserve.runtime.reconcile import Reconciler
 from tserve.runtime.slot import SlotView
 from tserve.services.desired import queue_size
 from tserve.services.health import judge
+from tserve.services.inference import Inference
 from tserve.services.management import Management
 from tserve.settings import Settings
 
+EVERY_VERSION: Final = "all"  # asks for every version, so that one of this name cannot be described alone
 TAILS: Final = 1 << 20  # characters of output that the slots of a version show together
 LEAST_TAIL: Final = 4 << 10  # of one slot all the same
 _NO_CONFIG = ModelConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Versions as the contract shows them; `reply` is what the handler answered, if it was asked."""
+
+    versions: list[dict[str, object]]
+    reply: JobReply | None = None
 
 
 class Describe:
@@ -38,12 +50,26 @@ class Describe:
         management: Management,
         settings: Settings,
         devices: Devices,
+        inference: Inference,
     ) -> None:
         self._registry = registry
         self._reconciler = reconciler
         self._management = management
         self._settings = settings
         self._devices = devices
+        self._inference = inference
+
+    async def ask(self, name: str, version: str | None, *, customized: JobRequest | None = None) -> Description:
+        """What a describe call shows; `customized` is what the handler of one version is asked besides.
+
+        Raises ModelNotFound, ModelVersionNotFound, and what Inference.describe does.
+        """
+        if version == EVERY_VERSION:
+            return Description(self.all(name))
+        if customized is None:
+            return Description(self.one(name, version))
+        reply = await self._inference.describe(name, version, customized)
+        return Description(self.one(name, version, said=reply.body), reply)
 
     def one(self, name: str, version: str | None, *, said: bytes = b"") -> list[dict[str, object]]:
         """The version asked for, the default one when none is; `said` is what its handler says of itself, as JSON.

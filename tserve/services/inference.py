@@ -6,12 +6,14 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import trio
 
 from tserve.domain.registry import Registry
 from tserve.domain.wire import JobReply, JobRequest
 from tserve.errors import AnswerTimeout, InternalServer, ServiceUnavailable, StreamCut, TserveError
+from tserve.metrics.recorder import Metrics
 from tserve.runtime.jobs import Job, Outcome, Purpose
 from tserve.runtime.pool import NoCapacity, Pool
 from tserve.runtime.reconcile import Reconciler
@@ -22,10 +24,14 @@ STREAM_BYTES = 64 << 20  # of a streamed answer that its client has not read: mo
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the handler answered; `rest` is there when more follows what `first` has of the body."""
+    """What the handler answered; `rest` is there when more follows what `first` has of the body.
+
+    `sequence` is the id of the sequence that the request belongs to, of a stateful version.
+    """
 
     first: JobReply
     rest: Stream | None = None
+    sequence: str = ""
 
 
 class Stream:
@@ -53,17 +59,30 @@ class Stream:
         """Nobody reads on."""
         self._inbox.leave()
 
+    async def given_up(self) -> None:
+        """Wait until so much is unread that the answer is given up."""
+        await self._inbox.overflown.wait()
+
+    @property
+    def overflown(self) -> TserveError | None:
+        """What is said of an answer that was given up."""
+        return self._inbox.overflow
+
 
 class _Inbox:
     """What comes back for one job, until its client has taken it."""
 
-    def __init__(self, pool: Pool, request: JobRequest, asked: str | None, purpose: Purpose, sequence: str) -> None:
+    def __init__(
+        self, pool: Pool, request: JobRequest, asked: str | None, purpose: Purpose, sequence: str, metrics: Metrics
+    ) -> None:
         self._pool = pool
+        self._metrics = metrics
         self._parts: deque[JobReply] = deque()
         self._bytes = 0
         self._outcome: Outcome | None = None
         self._taken = False
         self._arrived = trio.Event()
+        self.overflown = trio.Event()
         self.job = Job(
             request,
             self._on_done,
@@ -78,6 +97,7 @@ class _Inbox:
         self._bytes += len(piece.body) + PIECE_BYTES
         if self._bytes > STREAM_BYTES:
             self._parts.clear()
+            self.overflown.set()
             self.job.finish(InternalServer(f"The client left more than {STREAM_BYTES} bytes of the stream unread."))
             return
         self._parts.append(piece)
@@ -85,7 +105,22 @@ class _Inbox:
 
     def _on_done(self, outcome: Outcome) -> None:
         self._outcome = outcome
+        job, key = self.job, self._pool.key
+        if job.purpose is not Purpose.DESCRIBE:
+            self._metrics.prediction_answered(
+                (key.name, key.version),
+                job.asked_version,
+                seconds=perf_counter() - job.queued_at,
+                waited_s=job.waited_s,
+                ok=isinstance(outcome, JobReply),
+            )
         self._arrived.set()
+
+    @property
+    def overflow(self) -> TserveError | None:
+        if self.overflown.is_set() and isinstance(self._outcome, TserveError):
+            return self._outcome
+        return None
 
     @property
     def more(self) -> bool:
@@ -115,13 +150,19 @@ class _Inbox:
 
 
 class Inference:
-    def __init__(self, registry: Registry, reconciler: Reconciler) -> None:
+    def __init__(self, registry: Registry, reconciler: Reconciler, metrics: Metrics | None = None) -> None:
         self._registry = registry
         self._reconciler = reconciler
+        self._metrics = metrics or Metrics()
 
     def exists(self, name: str, version: str | None) -> None:
         """Raises ModelNotFound, ModelVersionNotFound."""
         self._registry.find(name, version)
+
+    def is_stateful(self, name: str, version: str | None) -> bool:
+        """Whether requests belong to sequences.  Raises ModelNotFound, ModelVersionNotFound."""
+        pool = self._reconciler.pool(self._registry.find(name, version).key)
+        return pool is not None and pool.stateful
 
     async def predict(self, name: str, version: str | None, request: JobRequest) -> Answer:
         """The handler's answer, or its beginning.
@@ -132,11 +173,15 @@ class Inference:
         """
         key = self._registry.find(name, version).key
         pool = self._reconciler.pool(key)
+        purpose = _purpose(request)
+        if purpose is not Purpose.DESCRIBE:
+            self._metrics.prediction_asked(name, version)
         try:
             if pool is None:
                 raise NoCapacity("no_worker")
-            inbox = _accept(pool, request, version)
+            inbox = self._accept(pool, request, version, purpose)
         except NoCapacity as e:
+            self._metrics.request_refused((key.name, key.version), e.reason)
             raise ServiceUnavailable.no_worker(name, version, cause=e.cause()) from None
         first: JobReply | None = None
         try:
@@ -147,7 +192,39 @@ class Inference:
                 inbox.leave()
         if first is None:
             raise AnswerTimeout(pool.client_timeout_s)
-        return Answer(first, Stream(inbox) if inbox.more else None)
+        return Answer(first, Stream(inbox) if inbox.more else None, inbox.job.sequence)
+
+    def _accept(self, pool: Pool, request: JobRequest, asked: str | None, purpose: Purpose) -> _Inbox:
+        """Queue a request; one of a stateful version gets its sequence's id.  Raises NoCapacity."""
+        sequence = ""
+        if pool.stateful and purpose is not Purpose.DESCRIBE:
+            request, sequence = _in_sequence(request, pool.sequence_headers)
+        inbox = _Inbox(pool, request, asked, purpose, sequence, self._metrics)
+        pool.submit(inbox.job)
+        return inbox
+
+    async def predict_whole(self, name: str, version: str | None, request: JobRequest) -> Answer:
+        """As `predict`, for clients that take one answer: the parts of a streamed one are joined.
+
+        Raises InternalServer for more than STREAM_BYTES of them.
+        """
+        answer = await self.predict(name, version, request)
+        if answer.rest is None:
+            return answer
+        parts, size = [answer.first.body], len(answer.first.body)
+        try:
+            async for part in answer.rest:
+                parts.append(part)
+                size += len(part)
+                if size > STREAM_BYTES:
+                    raise InternalServer(
+                        f"The handler streams more than {STREAM_BYTES} bytes, and the client takes one answer."
+                    )
+        except StreamCut as e:  # nothing of it has been sent yet
+            raise e.error from e
+        finally:
+            answer.rest.leave()
+        return replace(answer, first=replace(answer.first, body=b"".join(parts)), rest=None)
 
     async def describe(self, name: str, version: str | None, request: JobRequest) -> JobReply:
         """What the handler says of itself (spec/management.md section 6.1).
@@ -157,28 +234,10 @@ class Inference:
         headers = {key: value for key, value in request.headers.items() if key.lower() != "describe"}
         asked = replace(request, headers={**headers, "describe": "True"})
         try:
-            answer = await self.predict(name, version, asked)
+            answer = await self.predict_whole(name, version, asked)
         except ServiceUnavailable as e:
             raise ServiceUnavailable.no_worker_to_describe(name, cause=e.cause) from None
-        if answer.rest is None:
-            return answer.first
-        try:
-            rest = [part async for part in answer.rest]
-        except StreamCut as e:  # nothing of it has been sent yet
-            raise e.error from e
-        finally:
-            answer.rest.leave()
-        return replace(answer.first, body=answer.first.body + b"".join(rest))
-
-
-def _accept(pool: Pool, request: JobRequest, asked: str | None) -> _Inbox:
-    """Queue a request; one of a stateful version gets its sequence's id.  Raises NoCapacity."""
-    purpose, sequence = _purpose(request), ""
-    if pool.stateful and purpose is not Purpose.DESCRIBE:
-        request, sequence = _in_sequence(request, pool.sequence_headers)
-    inbox = _Inbox(pool, request, asked, purpose, sequence)
-    pool.submit(inbox.job)
-    return inbox
+        return answer.first
 
 
 def _purpose(request: JobRequest) -> Purpose:

@@ -29,6 +29,11 @@ class Page:
     models: list[tuple[str, str]]
     next_token: int | None
 
+    def shown(self) -> dict[str, object]:
+        """As the contract prints it (spec/management.md section 1.8)."""
+        token = {} if self.next_token is None else {"nextPageToken": str(self.next_token)}
+        return {**token, "models": [{"modelName": name, "modelUrl": url} for name, url in self.models]}
+
 
 class Pages:
     """`load` must have run before the first `page`."""

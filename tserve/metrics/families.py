@@ -1,0 +1,81 @@
+"""Metrics in memory: families of samples, written with plain dictionaries because requests wait for it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+Labels = tuple[str, ...]
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+# Those of the client library that the recorded server uses.
+USUAL = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+
+class Histogram:
+    """Counts of the values up to each bound; the last one is of those above all."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+@dataclass(slots=True)
+class Family:
+    """Samples of one name by the values of their labels: numbers, or histograms with these bounds."""
+
+    name: str
+    kind: str
+    help: str
+    labels: Labels
+    bounds: tuple[float, ...] = USUAL
+    unit: str = ""
+    samples: dict[Labels, float] = field(default_factory=dict)
+    histograms: dict[Labels, Histogram] = field(default_factory=dict)
+
+    @property
+    def held(self) -> Mapping[Labels, object]:
+        """The samples of its kind."""
+        return self.histograms if self.kind == "histogram" else self.samples
+
+    @property
+    def lines(self) -> int:
+        """That a sample takes up on the page."""
+        return len(self.bounds) + 3 if self.kind == "histogram" else 1
+
+    def add(self, labels: Labels, value: float = 1.0) -> None:
+        samples = self.samples
+        samples[labels] = samples.get(labels, 0.0) + value
+
+    def set(self, labels: Labels, value: float) -> None:
+        self.samples[labels] = value
+
+    def observe(self, labels: Labels, value: float) -> None:
+        histogram = self.histograms.get(labels)
+        if histogram is None:
+            histogram = self.histograms[labels] = Histogram(self.bounds)
+        histogram.observe(value)
+
+    def record(self, labels: Labels, value: float) -> None:
+        """As the kind has it."""
+        if self.kind == "counter":
+            self.add(labels, value)
+        elif self.kind == "gauge":
+            self.set(labels, value)
+        else:
+            self.observe(labels, value)
+
+    def forget(self, mine: Callable[[Labels], bool]) -> None:
+        """Drop the samples whose labels are `mine`."""
+        for labels in [labels for labels in self.samples if mine(labels)]:
+            del self.samples[labels]
+        for labels in [labels for labels in self.histograms if mine(labels)]:
+            del self.histograms[labels]
