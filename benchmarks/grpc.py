@@ -1,7 +1,8 @@
 """Unary gRPC Predictions of a model that does nothing: tserve, TorchServe 0.12 and a bare grpc.aio server.
 
 All in one run: the peers take turns in every round, and clients of a process of their own load them, one in
-Python (grpc.aio) and h2load if it is there.
+Python (grpc.aio) and h2load if it is there.  Both servers have `metrics_mode=prometheus`; `tserve-log` and
+`torchserve-log` have the default of both, a line in a file for each metric.
 """
 
 from __future__ import annotations
@@ -96,13 +97,14 @@ class Cell:
 
 @contextlib.contextmanager
 def tserve(folder: Path, config: Sequence[str]) -> Iterator[Peer]:
+    """`folder` gives the peer its name."""
     folder.mkdir()
     with server.Server(folder, *config) as running:
         write_archive(folder / "store")
         answer = json.loads(running.call("management", REGISTER, "POST"))
         if "code" in answer:
             raise SystemExit(f"tserve: registering failed: {answer}")
-        yield Peer("tserve", running.urls["grpc_inference"], running.process.pid)
+        yield Peer(folder.name, running.urls["grpc_inference"], running.process.pid)
 
 
 @contextlib.contextmanager
@@ -128,7 +130,7 @@ def torchserve(python: Path, folder: Path, config: Sequence[str]) -> Iterator[Pe
     try:
         wait_for(process, f"http://127.0.0.1:{inference}/ping", folder / "log")
         fetch(f"http://127.0.0.1:{management}{REGISTER}", "POST")
-        yield Peer("torchserve", f"127.0.0.1:{calls}", process.pid)
+        yield Peer(folder.name, f"127.0.0.1:{calls}", process.pid)
     finally:
         end_group(process)
 
@@ -289,8 +291,12 @@ def measure(peers: Sequence[Peer], clients: Sequence[str], rounds: int, seconds:
 
 
 def show(cells: Sequence[Cell], peers: Sequence[str], clients: Sequence[str]) -> None:
-    print(f"{'client':9}{'calls':>6} {'peer':11}{'calls/s':>8} {'(min-max)':13}{'CPU ms':>7}{'p50 ms':>8}{'p99 ms':>8}", end="")
-    print(f"{'errors':>8}  {'x torchserve (min-max)':24}x bare")
+    print(
+        f"{'client':9}{'calls':>6} {'peer':15}{'calls/s':>8} {'(min-max)':13}{'CPU ms':>7}{'p50 ms':>8}{'p99 ms':>8}",
+        end="",
+    )
+    bases = [peer for peer in ("torchserve", "torchserve-log", "bare") if peer in peers]
+    print(f"{'errors':>8}  " + "".join(f"{'x ' + base:20}" for base in bases))
     for client in clients:
         for in_flight in IN_FLIGHT:
             here = [cell for cell in cells if (cell.client, cell.in_flight) == (client, in_flight)]
@@ -298,10 +304,10 @@ def show(cells: Sequence[Cell], peers: Sequence[str], clients: Sequence[str]) ->
             for peer in peers:
                 of_peer = [cell for cell in here if cell.peer == peer]
                 spread = f"({min(rates[peer]):.0f}-{max(rates[peer]):.0f})"
-                line = f"{client:9}{in_flight:6} {peer:11}{statistics.median(rates[peer]):8.0f} {spread:13}"
+                line = f"{client:9}{in_flight:6} {peer:15}{statistics.median(rates[peer]):8.0f} {spread:13}"
                 line += "".join(_median(of_peer, field) for field in ("cpu_ms", "p50_ms", "p99_ms"))
                 line += f"{sum(cell.errors for cell in of_peer):8}  "
-                print(line + f"{_ratio(rates, peer, 'torchserve'):24}{_ratio(rates, peer, 'bare')}")
+                print(line + "".join(f"{_ratio(rates[peer], rates[base]):20}" for base in bases))
 
 
 def _median(cells: Sequence[Cell], field: str) -> str:
@@ -310,11 +316,9 @@ def _median(cells: Sequence[Cell], field: str) -> str:
     return f"{statistics.median(values):{width}.2f}" if values else " " * width
 
 
-def _ratio(rates: dict[str, list[float]], peer: str, base: str) -> str:
+def _ratio(rates: Sequence[float], base: Sequence[float]) -> str:
     """Of the two in the same round."""
-    if base not in rates or peer == base:
-        return ""
-    ratios = [one / other for one, other in zip(rates[peer], rates[base], strict=True) if other]
+    ratios = [one / other for one, other in zip(rates, base, strict=True) if other]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else "-"
 
 
@@ -338,7 +342,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     python = os.environ.get("TORCHSERVE_PYTHON")
     parser.add_argument("--torchserve-python", type=Path, default=Path(python) if python else None, metavar="PATH")
-    parser.add_argument("--peers", default="tserve,torchserve,bare", help="default: %(default)s")
+    parser.add_argument("--peers", default="tserve,torchserve,torchserve-log,bare", help="default: %(default)s")
     parser.add_argument("--clients", default="grpc.aio,h2load", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
@@ -350,22 +354,27 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def start(name: str, folder: Path, python: Path, config: Sequence[str]) -> contextlib.AbstractContextManager[Peer]:
+    kind, _, mode = name.partition("-")
+    config = [f"metrics_mode={mode or 'prometheus'}", *config]
+    starts = {
+        "tserve": lambda: tserve(folder, config),
+        "torchserve": lambda: torchserve(python, folder, config),
+        "bare": bare,
+    }
+    return starts[kind]()
+
+
 def run(asked: argparse.Namespace) -> None:
     names, clients = asked.peers.split(","), asked.clients.split(",")
     if shutil.which("h2load") is None and "h2load" in clients:
         clients.remove("h2load")
         print("without h2load, which is not here (Debian: nghttp2-client)", file=sys.stderr)
-    python = find_torchserve(asked.torchserve_python) if "torchserve" in names else Path()
+    python = find_torchserve(asked.torchserve_python) if any("torchserve" in name for name in names) else Path()
     raw = asked.raw.open("a") if asked.raw else None
     os.chdir(PROJECT)  # where `-m` finds the server, and nothing that has the name of a package
-    config = ["metrics_mode=prometheus", *asked.config]
     with server.folder() as path, contextlib.ExitStack() as running:
-        starts = {
-            "tserve": lambda: tserve(Path(path, "tserve"), config),
-            "torchserve": lambda: torchserve(python, Path(path, "torchserve"), config),
-            "bare": bare,
-        }
-        peers = [running.enter_context(starts[name]()) for name in names]
+        peers = [running.enter_context(start(name, Path(path, name), python, asked.config)) for name in names]
         for peer in peers:
             aio(Load(peer.address, 8, asked.warm_up))
         cells = []

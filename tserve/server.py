@@ -139,7 +139,7 @@ class _Server:
             files=files,
             version=__version__,
         )
-        family = Family(metrics.model_lines)
+        family = Family(metrics.take_emitted)
         fresh = FreshLauncher(family)
         hidden = settings.blacklist_env_vars or ""
         zygote = ZygoteLauncher(family, fresh, forks=settings.worker_start == "zygote", hidden_env=hidden)

@@ -65,9 +65,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 
 
 def _bound(given: dict[str, Any]) -> None:
-    for name, most in (("min_worker", WORKERS), ("max_worker", WORKERS), ("initial_workers", WORKERS)):
-        if _number(given.get(name)) is not None and 0 < int(given[name]) <= 1024:
-            given[name] = int(given[name]) % (most + 1)
+    for name in ("min_worker", "max_worker", "initial_workers"):
+        if 0 < (_number(given.get(name)) or 0) <= 1024:
+            given[name] = (_number(given[name]) or 0) % (WORKERS + 1)
     if (_number(given.get("max_batch_delay")) or 0) > DELAY_MS:
         given["max_batch_delay"] = DELAY_MS
     if (_number(given.get("startup_timeout", -1)) or 0) != -1:
@@ -75,9 +75,10 @@ def _bound(given: dict[str, Any]) -> None:
 
 
 def _number(value: object) -> int | None:
+    """What the server may take for a number, in a query or in a body."""
     try:
-        return int(str(value))
-    except ValueError:
+        return int(float(str(value)))
+    except (ValueError, OverflowError):
         return None
 
 

@@ -46,6 +46,7 @@ GROUPS = [
     "batch",
     "limits",
     "recovery",
+    "metrics",
     "grpc-management",
     "grpc-inference",
 ]

@@ -142,28 +142,34 @@ def _serve(channel: socket.socket) -> None:
 
     outbox = Outbox(send)
     _emit_to(outbox)
-    coroutines = _coroutines(spec, send)
+    try:
+        _load_and_serve(spec, first.id, _Talk(channel, frames, send), outbox)
+    finally:
+        outbox.flush()  # a handler that calls sys.exit may have emitted why
+
+
+def _load_and_serve(spec: WorkerSpec, number: int, talk: _Talk, outbox: Outbox) -> None:
+    coroutines = _coroutines(spec, talk.send)
     try:
         apply_limits(spec)
         model = coroutines.load() if coroutines is not None else load(spec)
     except LoadFailed as e:
-        send(Frame(Kind.LOADED, first.id, e.report()))
+        talk.send(Frame(Kind.LOADED, number, e.report()))
         sys.exit(1)
-    outbox.in_hand = False
-    send(Frame(Kind.LOADED, first.id, {"ok": True}))
+    outbox.end()
+    talk.send(Frame(Kind.LOADED, number, {"ok": True}))
     surroundings = Surroundings()
     if coroutines is not None:
-        coroutines.serve(model, frames, surroundings.restore)
+        coroutines.serve(model, talk.frames, surroundings.restore)
         return
-    talk = _Talk(channel, frames, send)
-    for frame in frames:
+    for frame in talk.frames:
         if frame.kind is Kind.BATCH:
-            outbox.in_hand = True
+            outbox.begin()
             requests, began = decode_batch(frame), time.perf_counter()
             answers = answer(model, spec, requests, talk.pieces_of(frame.id))
             took_s = time.perf_counter() - began
-            outbox.in_hand = False
-            send(encode_reply(frame.id, answers, took_s=took_s))
+            outbox.end()
+            talk.send(encode_reply(frame.id, answers, took_s=took_s))
             surroundings.restore()
 
 
@@ -178,7 +184,7 @@ class _Talk:
     """What is said of a batch while it is in hand: pieces of it, and back that nobody waits for them any more."""
 
     def __init__(self, channel: socket.socket, frames: Iterator[Frame], send: Callable[[Frame], None]) -> None:
-        self._channel, self._frames, self._send = channel, frames, send
+        self._channel, self.frames, self.send = channel, frames, send
         self._worker = os.getpid()
         self._gone = -1
 
@@ -187,7 +193,7 @@ class _Talk:
             self._listen()
             if self._gone == number:
                 raise ClientsLeft
-            self._send(encode_reply(number, pieces, kind=Kind.PIECE))
+            self.send(encode_reply(number, pieces, kind=Kind.PIECE))
 
         return send_pieces
 
@@ -195,7 +201,7 @@ class _Talk:
         """No batch comes before this one is answered."""
         _leave_unless(self._worker)
         while select.select([self._channel], [], [], 0)[0]:
-            frame = next(self._frames, None)
+            frame = next(self.frames, None)
             if frame is None:
                 raise ClientsLeft  # the server included
             self._gone = frame.id

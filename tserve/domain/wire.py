@@ -24,6 +24,7 @@ CONTROL_BYTES = 4096  # of the longest message between the server and the zygote
 
 TOOK = "took"  # meta of a REPLY: seconds that the handler took
 METRICS = "metrics"  # meta of any frame of a worker: lines that its handler has emitted
+METRICS_LOST = "lost"  # beside it: how many more there were
 STREAM_NEXT = "ts_stream_next"  # response header: "true" says that more follows (spec/inference.md section 6)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tserve.errors import BadConfiguration
+from tserve.metrics.families import Family
 
 HOSTNAME = "Hostname"
 KINDS = ("counter", "gauge", "histogram")
@@ -30,13 +31,21 @@ class Definition:
     def help(self) -> str:
         return f"Torchserve prometheus {self.kind} metric with unit: {self.unit}"
 
+    def family(self) -> Family:
+        return Family(self.name, self.kind, self.help, self.labels, unit=self.unit)
 
-def is_metric_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
-
-
-def is_label_name(name: str) -> bool:
-    return _LABEL.fullmatch(name) is not None
+    def fault(self) -> str:
+        """What Prometheus would not take, or takes for a metric of tserve's own; empty if all is well."""
+        if not _NAME.fullmatch(self.name) or self.name.startswith("tserve_"):
+            return f"no name of a metric: {self.name!r:.200}"
+        if self.kind not in KINDS:
+            return f"{self.name} is none of {', '.join(KINDS)}: {self.kind!r:.200}"
+        for label in self.labels:
+            if not _LABEL.fullmatch(label) or (label == "le" and self.kind == "histogram"):
+                return f"{self.name} has no name of a dimension: {label!r:.200}"
+        if len(set(self.labels)) < len(self.labels):
+            return f"{self.name} has a dimension twice"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +110,11 @@ def read_catalogue(file: Path | None) -> Catalogue:
         raise _bad(file, "", "has no section model_metrics")
     if unknown := sorted(str(name) for name in content if name not in _SECTIONS):
         raise _bad(file, unknown[0], f"is no section; allowed are {', '.join(_SECTIONS)}")
-    return Catalogue(
-        server=_section(file, content, "ts_metrics", added=()),
-        models=_section(file, content, "model_metrics", added=(HOSTNAME,)),
-    )
+    server = _section(file, content, "ts_metrics", added=())
+    models = _section(file, content, "model_metrics", added=(HOSTNAME,))
+    if twice := sorted(server.keys() & models.keys()):
+        raise _bad(file, f"model_metrics.{twice[0]}", "is in ts_metrics, too")
+    return Catalogue(server, models)
 
 
 def _section(file: Path, content: Mapping[Any, Any], name: str, *, added: tuple[str, ...]) -> Mapping[str, Definition]:
@@ -117,6 +127,8 @@ def _section(file: Path, content: Mapping[Any, Any], name: str, *, added: tuple[
             raise _bad(file, f"{name}.{kind}", f"must be one of {', '.join(KINDS)}, with a list of metrics")
         for metric in metrics or []:
             definition = _definition(file, f"{name}.{kind}", kind, metric, added)
+            if definition.name in found:
+                raise _bad(file, f"{name}.{kind}", f"{definition.name} is there twice")
             found[definition.name] = definition
     return found
 
@@ -124,17 +136,15 @@ def _section(file: Path, content: Mapping[Any, Any], name: str, *, added: tuple[
 def _definition(file: Path, where: str, kind: str, metric: Any, added: tuple[str, ...]) -> Definition:
     if not isinstance(metric, Mapping) or not {"name", "unit", "dimensions"} <= metric.keys():
         raise _bad(file, where, f"each metric has name, unit and dimensions, but there is {metric!r:.200}")
-    name, labels = str(metric["name"]), metric["dimensions"] or []
-    if not is_metric_name(name):
-        raise _bad(file, where, f"no name of a metric: {name!r:.200}")
-    if not isinstance(labels, list) or not all(isinstance(label, str) and is_label_name(label) for label in labels):
-        raise _bad(file, f"{where}.{name}", f"dimensions must be a list of label names, not {labels!r:.200}")
-    return Definition(name, kind, str(metric["unit"] or ""), (*_other_than(labels, added), *added))
-
-
-def _other_than(labels: Iterable[str], added: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(label for label in dict.fromkeys(labels) if label not in added)
+    name, labels = metric["name"], metric["dimensions"] or []
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise _bad(file, where, f"the dimensions of {name} must be a list of names, not {labels!r:.200}")
+    names = (*(label for label in labels if label not in added), *added)
+    definition = Definition(str(name), kind, str(metric["unit"] or ""), names)
+    if fault := definition.fault():
+        raise _bad(file, where, fault)
+    return definition
 
 
 def _bad(file: Path, where: str, what: str) -> BadConfiguration:
-    return BadConfiguration(f"metrics_config={file}: {where + ' ' if where else ''}{what}")
+    return BadConfiguration(f"metrics_config={file}: {where + ': ' if where else ''}{what}")

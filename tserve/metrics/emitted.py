@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping
 
-from tserve.metrics.catalogue import HOSTNAME, Definition, is_label_name, is_metric_name
+from tserve.metrics.catalogue import HOSTNAME, Definition
+from tserve.metrics.exposition import SUFFIXES, clean
 from tserve.metrics.families import Family, Labels
 from tserve.metrics.files import LogFile
 from tserve.metrics.lines import Series, Subject, read, split
@@ -56,7 +57,8 @@ class Emitted:
         if lost > 0:
             self._drop("rate", "a worker emits more metrics than are taken", lost)
         for line in lines:
-            parts = split(line) if isinstance(line, str) else None
+            # What is no text of UTF-8 would be two series here that look the same on the page.
+            parts = split(clean(line)) if isinstance(line, str) else None
             if parts is None:
                 self._drop("malformed", f"a worker sent what is no metric: {line!r:.200}")
                 continue
@@ -101,7 +103,7 @@ class Emitted:
             for name in idle:
                 del self._families[name]
             self._known.clear()
-        self._lines = sum(len(family.held) * family.lines for family in self._families.values())
+        self._lines = sum(len(family.held) * family.height for family in self._families.values())
 
     def _record(self, family: Family, labels: Labels, value: float, request_ids: Iterable[str]) -> None:
         if self._file is not None:
@@ -109,10 +111,13 @@ class Emitted:
             return
         held = family.held
         if labels not in held:
-            if len(held) >= MOST_SERIES or self._lines + family.lines > MOST_LINES:
-                self._drop("series", f"metric {family.name} has {len(held)} series: no more are taken")
+            if len(held) >= MOST_SERIES:
+                self._drop("series", f"metric {family.name} has {MOST_SERIES} series: no more are taken")
                 return
-            self._lines += family.lines
+            if self._lines + family.height > MOST_LINES:
+                self._drop("series", f"handlers' metrics take up {MOST_LINES} lines: no more series are taken")
+                return
+            self._lines += family.height
         family.record(labels, value)
 
     def _resolve(self, subject: Subject) -> tuple[Family, Labels] | str:
@@ -123,27 +128,31 @@ class Emitted:
         family = self._families.get(series.name)
         if family is None:
             if not self._auto_detect:
-                return self._warn("unlisted", f"metric {series.name!r:.200} is not in the metrics file: it is not taken")
+                return self._warn("unlisted", f"metric {series.name!r:.200} is not in the metrics file, so not taken")
             if len(self._families) - len(self._listed) >= MOST_DETECTED:
                 return self._warn("metrics", f"handlers have brought up {MOST_DETECTED} metrics: no more are taken")
-            family = self._detect(series)
-            if family is None:
-                return self._warn("malformed", f"metric {series.name!r:.200} or its dimensions cannot be called so")
+            definition = _detected(series)
+            if fault := definition.fault() or self._clash(definition):
+                return self._warn("malformed", f"a metric of a handler is not taken: {fault}")
+            family = self._families[series.name] = definition.family()
         given = {**dict(series.labels), HOSTNAME: self._hostname}
         if given.keys() != set(family.labels):
             names = f"{sorted(given)}, not {sorted(family.labels)}"
             return self._warn("labels", f"metric {family.name} came with the dimensions {names:.500}")
         return family, tuple(given[label] for label in family.labels)
 
-    def _detect(self, series: Series) -> Family | None:
-        """A metric as its first line has it."""
-        names = [name for name, _ in series.labels]
-        labels = (*(name for name in names if name != HOSTNAME), HOSTNAME)
-        definition = Definition(series.name, series.kind, series.unit, labels)
-        if len(set(names)) != len(names) or series.name in self._reserved or not definition.is_sound():
-            return None
-        family = self._families[series.name] = definition.family()
-        return family
+    def _clash(self, new: Definition) -> str:
+        """What is wrong with the name of a metric beside those that there are: no line may be of two of them."""
+        if new.name in self._reserved:
+            return f"{new.name} is the server's"
+        base = next((new.name[: -len(suffix)] for suffix in SUFFIXES if new.name.endswith(suffix)), "")
+        histogram = self._families.get(base)
+        if histogram is not None and histogram.kind == "histogram":
+            return f"{new.name} is a line of the histogram {base}"
+        if new.kind == "histogram":
+            taken = [new.name + suffix for suffix in SUFFIXES if new.name + suffix in self._families]
+            return f"{taken[0]} is a metric already, so {new.name} cannot be a histogram" if taken else ""
+        return ""
 
     def _drop(self, reason: str, why: str, count: int = 1) -> None:
         self._dropped.add((reason,), count)
@@ -155,3 +164,9 @@ class Emitted:
             self._warned.add(why)
             _log.warning("%s", why)
         return reason
+
+
+def _detected(series: Series) -> Definition:
+    """A metric as its first line has it."""
+    labels = (*(name for name, _ in series.labels if name != HOSTNAME), HOSTNAME)
+    return Definition(series.name, series.kind, series.unit, labels)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
 
 Labels = tuple[str, ...]
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -27,6 +28,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def copy(self) -> Histogram:
+        made = Histogram(self.bounds)
+        made.counts, made.sum = list(self.counts), self.sum
+        return made
+
 
 @dataclass(slots=True)
 class Family:
@@ -47,9 +53,26 @@ class Family:
         return self.histograms if self.kind == "histogram" else self.samples
 
     @property
-    def lines(self) -> int:
-        """That a sample takes up on the page."""
+    def height(self) -> int:
+        """Lines that a sample takes up on the page."""
         return len(self.bounds) + 3 if self.kind == "histogram" else 1
+
+    def lines(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """Of the page: what stands behind the name, the labels, and the value."""
+        for values, value in self.samples.items():
+            yield "", dict(zip(self.labels, values, strict=True)), value
+        for values, histogram in self.histograms.items():
+            labels, sofar = dict(zip(self.labels, values, strict=True)), 0
+            for bound, count in zip((*self.bounds, inf), histogram.counts, strict=True):
+                sofar += count
+                yield "_bucket", {**labels, "le": "+Inf" if bound == inf else repr(bound)}, sofar
+            yield "_count", labels, sofar
+            yield "_sum", labels, histogram.sum
+
+    def copy(self) -> Family:
+        """As it is now, for another thread."""
+        histograms = {labels: histogram.copy() for labels, histogram in self.histograms.items()}
+        return replace(self, samples=dict(self.samples), histograms=histograms)
 
     def add(self, labels: Labels, value: float = 1.0) -> None:
         samples = self.samples

@@ -17,7 +17,7 @@ class Host:
         self._busy, self._all = 0, 0
 
     def read(self) -> dict[str, float]:
-        """By metric (spec/server.md section 10.3), in percent, MiB and GiB.  Raises OSError, ValueError, KeyError."""
+        """By metric (spec/server.md section 10.3), in percent, MiB, GiB.  Raises OSError, ValueError, LookupError."""
         return {**self._processor(), **self._memory(), **self._space()}
 
     def _processor(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -48,15 +49,23 @@ def count_descendants(pids: Sequence[int], *, most: int) -> int:
     return seen
 
 
+class TakeMetrics(Protocol):
+    def __call__(self, lines: Sequence[object], *, lost: int) -> None: ...
+
+
+def _take_none(lines: Sequence[object], *, lost: int) -> None:
+    """For those who have no use for them."""
+
+
 class Family:
     """The process groups of the workers that run, by the pid of their leader.
 
     `watcher` is told of each group that comes and goes; it is what ends them when the server cannot (the zygote).
-    `take_metrics` gets the lines of metrics that workers emit.
+    `take_metrics` gets the lines of metrics that workers emit, and how many were lost on the way.
     """
 
-    def __init__(self, take_metrics: Callable[[Sequence[object]], None] | None = None) -> None:
-        self.take_metrics = take_metrics or (lambda lines: None)
+    def __init__(self, take_metrics: TakeMetrics | None = None) -> None:
+        self.take_metrics = take_metrics or _take_none
         self.groups: set[int] = set()
         self.memory_kills = MemoryKills()
         self.counting = trio.CapacityLimiter(1)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tserve.runtime.launcher import Exit
 OUTPUT_GRACE_S = 0.5  # what a dead process's children keep open is read no longer than this
 TAIL_BYTES = 64 << 10
 LINES_AT_ONCE, LINES_PER_S = 10_000, 1_000  # of one process; the log of what prints more has gaps, its tail has none
-METRICS_AT_ONCE = METRICS_PER_S = 20_000  # of one process; what is over that is lost
+METRICS_AT_ONCE, METRICS_PER_S = 2_000, 10_000  # of one process; what is over that is lost
 _METRICS = b"[METRICS]"  # begins a line for the server (spec/inference.md section 12)
 _LINE_BYTES = 16 << 10  # a longer line is logged in pieces
 _LINES_PER_STEP = 100  # logged between two checkpoints
@@ -183,16 +183,14 @@ class ChildProcess:
         self.take_metrics([line[len(_METRICS) :].decode("utf-8", "replace") for line in metrics])
         return [line for line in lines if not line.startswith(_METRICS)]
 
-    def take_metrics(self, lines: object) -> None:
+    def take_metrics(self, lines: Sequence[object], lost: int = 0) -> None:
         """Hand on lines of metrics, as many as one process may have: reading them costs the server time."""
-        if not isinstance(lines, list):
-            return
         now = trio.current_time()
         room = self._metrics + METRICS_PER_S * (now - self._metrics_counted_at)
         self._metrics, self._metrics_counted_at = min(METRICS_AT_ONCE, room), now
         taken = lines[: int(self._metrics)]
         self._metrics -= len(taken)
-        self._family.take_metrics(taken)
+        self._family.take_metrics(taken, lost=lost + len(lines) - len(taken))
 
     async def _log_lines(self, lines: list[bytes]) -> None:
         """No more of them than one process may have: whoever prints without end must not keep the others waiting."""

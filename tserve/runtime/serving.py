@@ -177,13 +177,13 @@ class Serving:
     async def _exchange(self, limit: trio.CancelScope) -> Failure | None:
         """One call of the handler.  Its response timeout runs anew with each piece that somebody waits for."""
         self._number += 1
+        told, sent_at = False, perf_counter()
         try:
             await self._send(self._hand)
         except WorkerGone as e:
             return await self._host.death(self._worker, "died_idle", str(e))
         if not self._hand:
             return None
-        told, sent_at = False, perf_counter()
         try:
             while True:
                 frame = await self._worker.receive()
@@ -210,7 +210,7 @@ class Serving:
                 self._where,
                 seconds=perf_counter() - sent_at,
                 worker_s=took_s,
-                request_ids=lambda: ",".join(job.request.request_id for job in jobs),
+                request_ids=(job.request.request_id for job in jobs),
             )
 
     def _deliver(self, jobs: list[Job], frame: Frame) -> None:

@@ -10,11 +10,12 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
 from tserve.domain.plan import WorkerSpec
-from tserve.domain.wire import BODY_LIMIT, METRICS, Decoder, Frame, Kind, WireError
+from tserve.domain.wire import BODY_LIMIT, METRICS, METRICS_LOST, Decoder, Frame, Kind, WireError
 from tserve.runtime.family import Family
 from tserve.runtime.launcher import WorkerGone
 from tserve.runtime.process import ChildProcess
@@ -114,8 +115,8 @@ class ProcessWorker(ChildProcess):
 
     def _take(self, data: bytes) -> None:
         for frame in self._decoder.feed(data):
-            if lines := frame.meta.get(METRICS):
-                self.take_metrics(lines)
+            if METRICS in frame.meta:
+                self._take_metrics(frame.meta)
             if frame.kind is Kind.METRICS:
                 continue
             if self._owed <= 0:
@@ -123,6 +124,11 @@ class ProcessWorker(ChildProcess):
             self._owed -= frame.kind is not Kind.PIECE
             self._frames.append(frame)
             self._arrived.unpark_all()
+
+    def _take_metrics(self, meta: dict[str, Any]) -> None:
+        lines, lost = meta[METRICS], meta.get(METRICS_LOST, 0)
+        if isinstance(lines, list) and isinstance(lost, int):
+            self.take_metrics(lines, lost)
 
     def left(self) -> None:
         self._reading.cancel()

@@ -105,6 +105,10 @@ class _Inbox:
 
     def _on_done(self, outcome: Outcome) -> None:
         self._outcome = outcome
+        self._measure(ok=isinstance(outcome, JobReply))
+        self._arrived.set()
+
+    def _measure(self, *, ok: bool) -> None:
         job, key = self.job, self._pool.key
         if job.purpose is not Purpose.DESCRIBE:
             self._metrics.prediction_answered(
@@ -112,9 +116,8 @@ class _Inbox:
                 job.asked_version,
                 seconds=perf_counter() - job.queued_at,
                 waited_s=job.waited_s,
-                ok=isinstance(outcome, JobReply),
+                ok=ok,
             )
-        self._arrived.set()
 
     @property
     def overflow(self) -> TserveError | None:
@@ -147,6 +150,7 @@ class _Inbox:
         """Nobody waits any more: free the place in the queue; what a worker has in hand runs on."""
         if not self.job.done:
             self._pool.discard(self.job)
+            self._measure(ok=False)  # the slowest ones, often
 
 
 class Inference:

@@ -53,7 +53,7 @@ class Measuring:
             try:
                 readings = await trio.to_thread.run_sync(self._host.read, limiter=self._writing)
                 self._metrics.host(readings, self._devices.readings())
-            except (OSError, ValueError, KeyError) as e:
+            except (OSError, ValueError, LookupError) as e:
                 _log.warning("the host cannot be measured: %r", e)
             await trio.sleep(interval_s)
 
