@@ -75,9 +75,9 @@ def _bound(given: dict[str, Any]) -> None:
 
 
 def _number(value: object) -> int | None:
-    """What the server may take for a number, in a query or in a body."""
+    """What the server may take for a number, in a query or in a body; of repeated ones it takes the first."""
     try:
-        return int(float(str(value)))
+        return int(float(str(value[0] if isinstance(value, list) and value else value)))
     except (ValueError, OverflowError):
         return None
 

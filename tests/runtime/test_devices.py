@@ -23,7 +23,7 @@ class Rates:
     gpu, memory = 7, 3
 
 class Memory:
-    used = 5 << 20
+    used, total = 5 << 20, 8 << 20
 
 UUIDS = ["GPU-aaaa-0000", "GPU-aabb-1111", "GPU-cccc-2222"]
 broken = set()
@@ -192,6 +192,8 @@ async def test_usage(autojump_clock: trio.testing.MockClock) -> None:
         await until(lambda: devices.usage(0) != USAGE_UNKNOWN)
         text = "utilization.gpu::7 % utilization.memory::3 % memory.used::5 MiB"
         assert [devices.usage(number) for number in range(3)] == [f"gpuId::0 {text}", f"gpuId::1 {text}", USAGE_UNKNOWN]
+        figures = {"GPUUtilization": 7, "GPUMemoryUtilization": 62.5, "GPUMemoryUsed": 5}
+        assert devices.readings() == [("0", figures), ("1", figures)]
         broken().add(0)
         with trio.fail_after(1000):  # of a clock that jumps while the thread reads
             while [devices.usage(number) for number in range(2)] != [f"gpuId::0 {text}", USAGE_UNKNOWN]:  # noqa: ASYNC110
@@ -199,6 +201,7 @@ async def test_usage(autojump_clock: trio.testing.MockClock) -> None:
         nursery.cancel_scope.cancel()
     await trio.sleep(STALE_S + 1)
     assert devices.usage(0) == USAGE_UNKNOWN, "figures grow old"
+    assert devices.readings() == []
 
 
 def test_the_server_does_not_import_it_before_there_is_a_model(tmp_path: Path) -> None:

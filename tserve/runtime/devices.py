@@ -26,11 +26,12 @@ _log = logging.getLogger("tserve.runtime")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of one GPU: percent of its time, percent and MiB of its memory."""
+    """Of one GPU: percent of its time, of that spent on its memory, and MiB of its memory."""
 
     busy: int
     memory: int
     used_mib: int
+    total_mib: int
 
 
 class NvmlDevices:
@@ -78,7 +79,7 @@ class NvmlDevices:
                 str(number),
                 {
                     "GPUUtilization": usage.busy,
-                    "GPUMemoryUtilization": usage.memory,
+                    "GPUMemoryUtilization": round(100 * usage.used_mib / max(1, usage.total_mib), 1),
                     "GPUMemoryUsed": usage.used_mib,
                 },
             )
@@ -123,8 +124,8 @@ class NvmlDevices:
         assert self._nvml is not None
         try:
             rates = self._nvml.nvmlDeviceGetUtilizationRates(handle)
-            used = self._nvml.nvmlDeviceGetMemoryInfo(handle).used
-            return Usage(rates.gpu, rates.memory, used >> 20)
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+            return Usage(rates.gpu, rates.memory, memory.used >> 20, memory.total >> 20)
         except Exception as e:
             if not self._warned:  # it is read again and again
                 self._warned = True

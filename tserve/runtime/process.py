@@ -164,6 +164,7 @@ class ChildProcess:
                         pass
                     elif self._line.startswith(_METRICS):
                         self._swallowing, self._line = True, b""
+                        self.take_metrics([], lost=1)
                     else:
                         self._tail += self._line
                         lines.append(self._line)
