@@ -117,7 +117,15 @@ def torchserve(python: Path, folder: Path, config: Sequence[str]) -> Iterator[Pe
         f"metrics_address=http://127.0.0.1:{metrics}\ngrpc_inference_port={calls}\n"
         f"grpc_management_port={manage_calls}\ninitial_worker_port={worker}\n" + "\n".join([*config, ""])
     )
-    words = [python, "-m", "ts.model_server", "--start", "--foreground", "--ncs", "--disable-token-auth"]
+    words: list[str | Path] = [
+        python,
+        "-m",
+        "ts.model_server",
+        "--start",
+        "--foreground",
+        "--ncs",
+        "--disable-token-auth",
+    ]
     words += ["--enable-model-api", "--ts-config", folder / "c.properties", "--model-store", folder / "store"]
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("TS_", "PYTHON"))}
     environ["PATH"] = f"{python.parent}:{environ['PATH']}"
@@ -225,7 +233,7 @@ async def call_on(load: Load) -> dict[str, Any]:
     seconds: list[float] = []
     failed: list[str] = []
     async with grpc.aio.insecure_channel(load.address) as channel:
-        call = channel.unary_unary(METHOD)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
         await channel.channel_ready()
         begun = time.perf_counter()
 
@@ -342,11 +350,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     python = os.environ.get("TORCHSERVE_PYTHON")
     parser.add_argument("--torchserve-python", type=Path, default=Path(python) if python else None, metavar="PATH")
-    parser.add_argument("--peers", default="tserve,torchserve,torchserve-log,bare", help="default: %(default)s")
+    parser.add_argument(
+        "--peers", default="tserve,torchserve,bare", help="default: %(default)s; also tserve-log, torchserve-log"
+    )
     parser.add_argument("--clients", default="grpc.aio,h2load", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--warm-up", type=float, default=10.0, help="seconds for each peer; Java needs them")
+    parser.add_argument("--warm-up", type=float, default=30.0, help="seconds for each peer; Java needs them")
     parser.add_argument("--config", action="append", default=[], metavar="KEY=VALUE", help="more for both servers")
     parser.add_argument("--raw", type=Path, metavar="FILE", help="append each measurement as a line of JSON")
     parser.add_argument("--serve-bare", action="store_true", help=argparse.SUPPRESS)

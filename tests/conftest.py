@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("tests.services.stack")  # before the first of several folders imports it
 # No deadline: a busy machine is no bug.  No database: a run leaves nothing behind in the checkout.
 settings.register_profile("tserve", deadline=None, database=None)
 settings.load_profile("tserve")

@@ -16,7 +16,7 @@ NAMES = ("my_model", "other")
 URLS = ("my_model.mar", "my_model2.mar", "other.mar", "absent.mar")
 WORKERS = 2  # a thousand would be started if asked for, and the machine is not ours alone
 DELAY_MS = 50  # a batch waits for as long as its version says, if that is a month
-STARTUP_S = 10  # requests wait for workers that are tried again and again
+TIMEOUT_S = 10  # with none, workers fail again and again, and requests wait for the next try
 HEADERS = (
     ("Host", "a" * 300),
     ("Host", '"><b>'),
@@ -70,8 +70,9 @@ def _bound(given: dict[str, Any]) -> None:
             given[name] = (_number(given[name]) or 0) % (WORKERS + 1)
     if (_number(given.get("max_batch_delay")) or 0) > DELAY_MS:
         given["max_batch_delay"] = DELAY_MS
-    if (_number(given.get("startup_timeout", -1)) or 0) != -1:
-        given["startup_timeout"] = STARTUP_S
+    for name in ("startup_timeout", "response_timeout"):
+        if (_number(given.get(name, -1)) or 0) != -1:
+            given[name] = TIMEOUT_S
 
 
 def _number(value: object) -> int | None:

@@ -96,7 +96,10 @@ class Server:
         command = [sys.executable, *self.program, "start"]
         command += ["--model-store", str(self.store), "--state-dir", str(self.state), "--ts-config", str(properties)]
         with (self.folder / "server.log").open("ab") as log:
-            return subprocess.Popen([*command, *arguments], cwd=self.folder, env=environ, stdout=log, stderr=log)
+            # In a session of its own, as a service is: other tests make pytest the reaper of what a server leaves.
+            return subprocess.Popen(
+                [*command, *arguments], cwd=self.folder, env=environ, stdout=log, stderr=log, start_new_session=True
+            )
 
     def start(self, *arguments: str, ready: bool = True) -> None:
         """`ready=False` does not wait for the server to accept connections."""

@@ -31,6 +31,9 @@ CHECKS = [
 ]
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """It has the models that the hooks name."""
@@ -54,7 +57,11 @@ def test_explore(server: Server, role: str, tmp_path: Path) -> None:
     command += ["--request-timeout", "20", "--warnings", "off", "--no-color", "--generation-database", "none"]
     if EXAMPLES >= THOROUGH:
         command += ["--continue-on-failure"]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SCHEMATHESIS_HOOKS": explore_hooks.__name__}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "SCHEMATHESIS_HOOKS": explore_hooks.__name__,
+    }
     explored = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     print(explored.stdout, explored.stderr)
     assert explored.returncode == 0

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-pytest.register_assert_rewrite("tests.services.stack")
-
-from tests.services.stack import Services, running  # noqa: E402 - after the line that makes its assertions speak
+from tests.services.stack import Services, running
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ class Reds(VisionHandler):
         self.calls: list[tuple[int, list[str]]] = []
 
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        self.calls.append((len(data), list(self.context.request_ids.values())))
+        self.calls.append((len(data), list(self.context.request_ids.values()) if self.context else []))
         return data
 
 

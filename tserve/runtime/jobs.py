@@ -176,21 +176,26 @@ class JobQueue:
         Empty only when the queue is closed and has run out.  Jobs stay in the queue until the batch is complete,
         so a cancelled collector loses none.
         """
-        async with self._collector:
-            try:
-                while True:
-                    self._forming = size
-                    while not self._jobs and not self._closed:
-                        await self._changed.park()
-                    if size > 1 and delay_s > 0:
-                        with trio.move_on_after(delay_s):
-                            while not self._complete(size) and not self._closed:
-                                await self._changed.park()
-                    if self._jobs or self._closed:  # else the clients of all of them left meanwhile
-                        break
-            finally:
-                self._forming = 0
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:  # without giving way to all other tasks: who has sent the batch waits for its answer
+            self._collector.acquire_nowait()
+        except trio.WouldBlock:
+            await self._collector.acquire()
+        try:
+            while True:
+                self._forming = size
+                while not self._jobs and not self._closed:
+                    await self._changed.park()
+                if size > 1 and delay_s > 0:
+                    with trio.move_on_after(delay_s):
+                        while not self._complete(size) and not self._closed:
+                            await self._changed.park()
+                if self._jobs or self._closed:  # else the clients of all of them left meanwhile
+                    break
             return [self._jobs.popleft() for _ in range(self._together(size))]
+        finally:
+            self._forming = 0
+            self._collector.release()
 
     def take_alone(self) -> Job | None:
         """The next job if that is a call to describe."""

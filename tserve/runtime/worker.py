@@ -56,7 +56,7 @@ class ProcessWorker(ChildProcess):
         output = wires.read_end
         super().__init__(pid, pidfd, output, label=label, log=_log, family=family, grace_s=spec.kill_grace_s)
         self.ailing = trio.Event()
-        self._channel = trio.socket.from_stdlib_socket(wires.ours)
+        self._channel = wires.ours
         # A worker keeps max_response_size per request; a stateful version's batches can have twice their size.
         self._decoder = Decoder(body_limit=min(BODY_LIMIT, 2 * spec.batch_size * (spec.max_response_size + 1024)))
         self._owed = 0  # frames that the worker has been asked for and has not sent
@@ -66,11 +66,15 @@ class ProcessWorker(ChildProcess):
         self._reading = trio.CancelScope()
 
     async def send(self, frame: Frame) -> None:
+        """Not through a socket of Trio, which gives way to all other tasks: the wait for the answer does that."""
         view = memoryview(frame.encode())
         self._owed += frame.kind is not Kind.GONE  # every other kind is answered by one frame, pieces aside
         try:
             while view:
-                view = view[await self._channel.send(view) :]
+                try:
+                    view = view[self._channel.send(view) :]
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._channel)
         except (OSError, trio.ClosedResourceError) as e:
             raise WorkerGone(str(e)) from e
 
@@ -82,7 +86,9 @@ class ProcessWorker(ChildProcess):
         return self._frames.popleft()
 
     def hang_up(self) -> None:
-        self._channel.close()
+        if self._channel.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._channel)
+            self._channel.close()
 
     async def listen(self) -> None:
         """Take in frames until the worker has no more to say."""
@@ -97,8 +103,12 @@ class ProcessWorker(ChildProcess):
     async def _hear(self) -> WorkerGone | WireError:
         try:
             with self._reading:
-                while data := await self._channel.recv(_CHUNK):
-                    self._take(data)
+                while self._channel.fileno() >= 0:
+                    await trio.lowlevel.wait_readable(self._channel)
+                    with contextlib.suppress(BlockingIOError):
+                        if not (data := self._channel.recv(_CHUNK)):
+                            break
+                        self._take(data)
             if self._reading.cancelled_caught:  # the worker is gone; what it wrote before its end is in the buffer
                 with contextlib.suppress(BlockingIOError):
                     while data := os.read(self._channel.fileno(), _CHUNK):
