@@ -30,9 +30,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
-# This file has the name of a package that is imported here: its folder goes to the end of the search.
-sys.path.append(sys.path[0])
-sys.path[0] = str(PROJECT)
+sys.path.insert(1, str(PROJECT))  # of the checkout, where tserve is not installed
 import grpc  # noqa: E402
 import server  # noqa: E402
 
