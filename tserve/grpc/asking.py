@@ -9,11 +9,11 @@ import trio
 
 from tserve.domain.wire import Input, JobRequest
 from tserve.errors import BadRequest, StreamCut, TserveError
-from tserve.grpc.messages import INFERENCE, message
+from tserve.grpc.messages import INFERENCE, message_of
 from tserve.grpc.methods import Send
 from tserve.services.inference import Answer, Inference, Stream
 
-_Prediction = message(f"{INFERENCE.rpartition('.')[0]}.PredictionResponse")
+_Prediction = message_of(INFERENCE, "PredictionResponse")
 
 
 class Asking:

@@ -6,17 +6,16 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import grpc
 import trio
 
 from tserve.errors import BadRequest, TserveError
 from tserve.grpc.asking import Asking, pass_on
-from tserve.grpc.messages import INFERENCE, message
-from tserve.grpc.methods import Refusal, Send
+from tserve.grpc.messages import INFERENCE, message, message_of
+from tserve.grpc.methods import Refusal, Send, cancel_at, server_stops
 
 AT_ONCE = 16  # requests in the hand of one call: no more are read before some are answered
 ERROR_DOMAIN = "tserve"
-_Prediction = message(f"{INFERENCE.rpartition('.')[0]}.PredictionResponse")
+_Prediction = message_of(INFERENCE, "PredictionResponse")
 _Status = message("google.rpc.Status")
 _ErrorInfo = message("google.rpc.ErrorInfo")
 
@@ -43,7 +42,7 @@ class Conversation:
         unreadable: TserveError | None = None
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as reading:
-                nursery.start_soon(_cancel_at, stopping, reading)
+                nursery.start_soon(cancel_at, stopping, reading)
                 try:
                     async for request in requests:
                         await self._room.acquire()
@@ -56,7 +55,7 @@ class Conversation:
         if unreadable is not None:
             raise unreadable
         if reading.cancelled_caught:
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, "The server is stopping.", {})
+            raise server_stops()
 
     def _begin(self, nursery: trio.Nursery, request: Any) -> None:
         sequence, error = "", None
@@ -120,8 +119,3 @@ class Conversation:
         status = _Status(code=refusal.code.value[0], message=text)
         status.details.add(type_url=f"type.googleapis.com/{info.DESCRIPTOR.full_name}", value=info.SerializeToString())
         return _Prediction(sequence_id=sequence or None, status=status)
-
-
-async def _cancel_at(stopping: trio.Event, reading: trio.CancelScope) -> None:
-    await stopping.wait()
-    reading.cancel()

@@ -8,22 +8,19 @@ from typing import Any
 import grpc
 import trio
 
-from tserve.errors import TserveError
-from tserve.grpc.messages import HEALTH, message
-from tserve.grpc.methods import Call, Method, Refusal, Send, Service, code_of_http
+from tserve.grpc.messages import HEALTH, message_of
+from tserve.grpc.methods import Call, Method, Refusal, Send, Service, refuse_by_code
 
 LOOK_AGAIN_S = 0.5  # for those who watch: nothing tells of a change
-_Response = message(f"{HEALTH.rpartition('.')[0]}.HealthCheckResponse")
+_Response = message_of(HEALTH, "HealthCheckResponse")
 
 
 def health_service(serving: Mapping[str, Callable[[], bool]]) -> Service:
     """`serving` says of each service of a port whether it serves now; the empty name is the port as a whole."""
     api = _HealthApi(serving)
-    return Service(HEALTH, [Method("Check", api.check), Method("Watch", api.watch, streams_replies=True)], _refuse)
-
-
-def _refuse(error: TserveError) -> Refusal:
-    return Refusal(code_of_http(error.code), error.message, error.cause)
+    return Service(
+        HEALTH, [Method("Check", api.check), Method("Watch", api.watch, streams_replies=True)], refuse_by_code
+    )
 
 
 class _HealthApi:

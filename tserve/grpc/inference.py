@@ -11,12 +11,12 @@ import grpc
 from tserve.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServiceUnavailable, TserveError
 from tserve.grpc.asking import Asking, pass_on, prediction
 from tserve.grpc.conversation import Conversation
-from tserve.grpc.messages import INFERENCE, message
+from tserve.grpc.messages import INFERENCE, message_of
 from tserve.grpc.methods import Call, Method, Refusal, Send, Service, code_of_http, java_class
 from tserve.services.health import Health
 from tserve.services.inference import Inference
 
-_Health = message(f"{INFERENCE.rpartition('.')[0]}.TorchServeHealthResponse")
+_Health = message_of(INFERENCE, "TorchServeHealthResponse")
 # Failures of the front end, whose class the recorded server prints differently (section 8.3).
 _BY_FRONT_END = {BadRequest: "BadRequestException.()", ServiceUnavailable: "InternalServerException.()"}
 

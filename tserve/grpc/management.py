@@ -14,13 +14,13 @@ from tserve.domain.actor import Actor
 from tserve.domain.json_text import json_text
 from tserve.domain.wire import JobRequest
 from tserve.errors import BadRequest, InternalServer, ModelApiDisabled, TserveError, WorkerInitialization
-from tserve.grpc.messages import MANAGEMENT, message
+from tserve.grpc.messages import MANAGEMENT, message_of
 from tserve.grpc.methods import Call, Method, Refusal, Service, code_of_http, java_class
 from tserve.services.desired import RegisterRequest
 from tserve.services.management import Result, ScaleRequest
 from tserve.services.use_cases import UseCases
 
-_Reply = message(f"{MANAGEMENT.rpartition('.')[0]}.ManagementResponse")
+_Reply = message_of(MANAGEMENT, "ManagementResponse")
 _OUT_OF_MEMORY = 507
 
 

@@ -62,6 +62,11 @@ def _rename_types(messages: Any, old: str, new: str) -> None:
 POOL = _make_pool()
 
 
+def message_of(service: str, name: str) -> Any:
+    """The class of a message in the package of a service.  Raises KeyError for an unknown name."""
+    return message(f"{_package(service)}.{name}")
+
+
 def message(full_name: str) -> Any:
     """The class of a message.  Raises KeyError for an unknown name."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))

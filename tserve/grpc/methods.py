@@ -108,6 +108,22 @@ class Service:
     refuse: Callable[[TserveError], Refusal]
 
 
+def refuse_by_code(error: TserveError) -> Refusal:
+    """By the number of the error, in its own words: for services that the recorded server does not have."""
+    return Refusal(code_of_http(error.code), error.message, error.cause)
+
+
+def server_stops() -> Refusal:
+    """What calls get that the end of the server cuts short."""
+    return Refusal(grpc.StatusCode.UNAVAILABLE, "The server is stopping.", {})
+
+
+async def cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    """End what runs in `scope` once `event` is set: for calls that clients keep open, at `Call.stopping`."""
+    await event.wait()
+    scope.cancel()
+
+
 def java_class(error: TserveError) -> str:
     """The second line of a status text, which clients match on (spec/management.md section 7.3)."""
     return _PACKAGES.get(error.type_name, "org.pytorch.serve.http.") + error.type_name

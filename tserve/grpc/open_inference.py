@@ -9,7 +9,7 @@ import grpc
 import trio
 
 from tserve.errors import BadRequest, TserveError
-from tserve.grpc.messages import OPEN_INFERENCE, STANDARD_OPEN_INFERENCE, message
+from tserve.grpc.messages import OPEN_INFERENCE, STANDARD_OPEN_INFERENCE, message_of
 from tserve.grpc.methods import Call, Method, Refusal, Service, code_of_http, java_class
 from tserve.grpc.tensor_calls import fill_response, job_of, wants_raw
 from tserve.services.inference import Inference
@@ -49,9 +49,8 @@ class _OpenInferenceApi:
     def __init__(
         self, service: str, protocol: OpenInference, inference: Inference, converting: trio.CapacityLimiter
     ) -> None:
-        package = service.rpartition(".")[0]
         self._reply = {
-            method: message(f"{package}.{method}Response")
+            method: message_of(service, f"{method}Response")
             for method in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
         }
         self._protocol = protocol

@@ -9,9 +9,8 @@ import grpc
 import trio
 from google.protobuf import descriptor_pb2
 
-from tserve.errors import TserveError
-from tserve.grpc.messages import OLDER_REFLECTION, POOL, REFLECTION, message
-from tserve.grpc.methods import Call, Method, Refusal, Send, Service, code_of_http
+from tserve.grpc.messages import OLDER_REFLECTION, POOL, REFLECTION, message_of
+from tserve.grpc.methods import Call, Method, Send, Service, cancel_at, refuse_by_code
 
 
 def reflection_services(names: Sequence[str]) -> list[Service]:
@@ -21,22 +20,18 @@ def reflection_services(names: Sequence[str]) -> list[Service]:
 
 
 def _service(name: str, api: _ReflectionApi) -> Service:
-    return Service(name, [Method("ServerReflectionInfo", api.info, True, True)], _refuse)
-
-
-def _refuse(error: TserveError) -> Refusal:
-    return Refusal(code_of_http(error.code), error.message, error.cause)
+    return Service(name, [Method("ServerReflectionInfo", api.info, True, True)], refuse_by_code)
 
 
 class _ReflectionApi:
     def __init__(self, service: str, names: Sequence[str]) -> None:
-        self._response = message(f"{service.rpartition('.')[0]}.ServerReflectionResponse")
+        self._response = message_of(service, "ServerReflectionResponse")
         self._names = names
 
     async def info(self, requests: AsyncIterator[Any], call: Call, send: Send) -> None:
         """Tools keep this call open: it ends when the server begins to stop."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_at, call.stopping, nursery.cancel_scope)
+            nursery.start_soon(cancel_at, call.stopping, nursery.cancel_scope)
             async for request in requests:
                 await send(self._answer(request))
             nursery.cancel_scope.cancel()
@@ -75,8 +70,3 @@ def _add_files(response: Any, file: Any) -> None:
             if needed.name not in seen:
                 seen.add(needed.name)
                 waiting.append(needed)
-
-
-async def _cancel_at(stopping: trio.Event, scope: trio.CancelScope) -> None:
-    await stopping.wait()
-    scope.cancel()

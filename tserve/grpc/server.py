@@ -23,12 +23,11 @@ from google.protobuf.message_factory import GetMessageClass
 from tserve.errors import BadRequest, PortTaken, TserveError
 from tserve.grpc.bridge import Bridge, Inlet, Outlet, Stopping
 from tserve.grpc.messages import POOL
-from tserve.grpc.methods import Call, Method, Refusal, Service
+from tserve.grpc.methods import Call, Method, Refusal, Service, server_stops
 from tserve.settings import Address
 
 HOLD_S = 1.0  # for answers on their way to slow clients when all calls are over
 _FOR_EVER_S = 1e6  # of grace; what is waited for is said otherwise
-_STOPPING = "The server is stopping."
 _log = logging.getLogger("tserve.grpc")
 Answered = Callable[[str, str, float], None]
 Admit = Callable[[Call], None]
@@ -215,7 +214,7 @@ class _Servers:
         except Refusal as refusal:
             await _refuse(context, refusal)
         except Stopping:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
+            await _refuse(context, server_stops())
 
     async def _stream(self, at: _Endpoint, requests: Any, context: Any) -> None:
         call = self._call(at, context)
@@ -230,7 +229,7 @@ class _Servers:
         except Refusal as refusal:
             await _refuse(context, refusal)
         except Stopping:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
+            await _refuse(context, server_stops())
         finally:
             if feeding is not None:
                 feeding.cancel()

@@ -8,10 +8,9 @@ from __future__ import annotations
 from tserve.errors import ModelNotFound
 from tserve.http.openapi_inference import OIP_LIVE, OIP_MODEL, OIP_MODEL_READY, OIP_READY, OIP_SERVER, OIP_VERSIONS
 from tserve.http.openapi_management import READY
-from tserve.http.openapi_recorded import CONTRACT_VERSION
 from tserve.http.render import json_reply
 from tserve.http.routes import ANY, Call, Reply, Route, Table
-from tserve.services.open_inference import EXTENSIONS, NAME, PLATFORM, OpenInference
+from tserve.services.open_inference import EXTENSIONS, NAME, PLATFORM, VERSION, OpenInference
 
 _READ = frozenset({"GET", "HEAD"})
 
@@ -52,7 +51,7 @@ class _KserveApi:
         """The recorded member is misspelt; the protocol's own stands beside it."""
         return json_reply(
             200,
-            {"name": NAME, "version": CONTRACT_VERSION, "extenstion": EXTENSIONS, "extensions": EXTENSIONS},
+            {"name": NAME, "version": VERSION, "extenstion": EXTENSIONS, "extensions": EXTENSIONS},
         )
 
     async def live(self, call: Call) -> Reply:

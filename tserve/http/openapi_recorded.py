@@ -11,8 +11,8 @@ from functools import cache
 from typing import Final
 
 from tserve.http.render import to_json
+from tserve.services.open_inference import VERSION
 
-CONTRACT_VERSION: Final = "0.12.0"  # what clients take the server for, and handlers, too
 Json = Mapping[str, object]
 
 _TEXT: Final[Json] = {"type": "string"}
@@ -341,7 +341,7 @@ def _models() -> dict[str, Json]:
 
 def model_document(name: str) -> bytes:
     """What OPTIONS of a model says on the management port."""
-    return _document({"title": f"RESTful Management API for: {name}", "version": CONTRACT_VERSION}, _models())
+    return _document({"title": f"RESTful Management API for: {name}", "version": VERSION}, _models())
 
 
 # -- the documents of listeners
@@ -356,7 +356,7 @@ def listener_document(roles: tuple[str, ...]) -> bytes:
     }
     paths = {path: item for role in roles for part in own.get(role, []) for path, item in part.items()}
     about = "TorchServe is a flexible and easy to use tool for serving deep learning models"
-    info = {"title": "TorchServe APIs", "description": about, "version": CONTRACT_VERSION}
+    info = {"title": "TorchServe APIs", "description": about, "version": VERSION}
     return _document(info, {**paths, **_metrics()})
 
 
