@@ -31,13 +31,16 @@ from tserve.http.app import make_app
 from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
 from tserve.http.kserve import open_inference_routes, readiness_routes
-from tserve.http.listener import bind, serve
+from tserve.http.listener import serve
 from tserve.http.management import management_routes
 from tserve.http.metrics import metrics_routes
 from tserve.http.routes import Table
 from tserve.metrics.catalogue import read_catalogue
 from tserve.metrics.files import MetricsFiles
 from tserve.metrics.recorder import Metrics
+from tserve.net.listening import bind
+from tserve.net.poller import Poller
+from tserve.net.timers import Timers
 from tserve.runtime.devices import NvmlDevices
 from tserve.runtime.environments import Environments
 from tserve.runtime.family import Family, adopt
@@ -93,7 +96,7 @@ def _bind(settings: Settings) -> dict[tuple[str, ...], socket.socket]:
         bound[tuple(shared)] = bind(address.host, address.port)
     if settings.enable_grpc:
         for address in (settings.grpc_inference, settings.grpc_management):
-            bind(address.host, address.port).close()  # gRPC binds by itself, and later: better to know now
+            bind(address.host, address.port).close()  # gRPC binds later: better to know now
     return bound
 
 
@@ -104,6 +107,7 @@ class _Server:
         self._keep = Keep(settings.state_dir, settings.model_store, allowed_urls=settings.allowed_urls)
         self._devices = NvmlDevices(most=settings.number_of_gpu, visible=settings.cuda_visible_devices)
         self._catalogue = read_catalogue(settings.metrics_config)
+        self._poller, self._timers = Poller(), Timers()
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
         self._drained_by = math.inf
@@ -190,6 +194,8 @@ class _Server:
         }
         tables = {role: [*health_routes(health), *table] for role, table in tables.items()}
         async with family.looked_after(), trio.open_nursery() as nursery:
+            nursery.start_soon(self._poller.run)
+            nursery.start_soon(self._timers.run)
             await nursery.start(zygote.run)
             await nursery.start(reconciler.run)
             await nursery.start(management.run)
@@ -251,7 +257,15 @@ class _Server:
         """The addresses.  Only now, and in a thread: its import takes a tenth of a second; HTTP is served by then."""
         grpc = await trio.to_thread.run_sync(importlib.import_module, "tserve.grpc.listeners")
         listeners = grpc.make_listeners(self._settings, use_cases)
-        serving = partial(grpc.serve, listeners, shutdown=self._stop, drain_s=DRAIN_S, answered=metrics.grpc_answered)
+        serving = partial(
+            grpc.serve,
+            listeners,
+            poller=self._poller,
+            timers=self._timers,
+            shutdown=self._stop,
+            drain_s=DRAIN_S,
+            answered=metrics.grpc_answered,
+        )
         ports = await nursery.start(serving)
         return {name: Address(listeners[name].address.host, port).netloc for name, port in ports.items()}
 

@@ -37,6 +37,8 @@ from tserve.errors import (
 from tserve.grpc.listeners import make_listeners, serve
 from tserve.grpc.management import refuse
 from tserve.grpc.messages import MANAGEMENT, POOL
+from tserve.net.poller import Poller
+from tserve.net.timers import Timers
 from tserve.services.open_inference import OpenInference
 from tserve.services.use_cases import UseCases
 
@@ -80,13 +82,17 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Twin]:
             OpenInference(services.registry, services.health),
         )
         listeners = {"management": make_listeners(services.settings, use_cases)["grpc_management"]}
-        shutdown = trio.Event()
-        ports = await nursery.start(partial(serve, listeners, shutdown=shutdown, drain_s=1))
+        shutdown, poller, timers = trio.Event(), Poller(), Timers()
+        nursery.start_soon(poller.run)
+        nursery.start_soon(timers.run)
+        serve_them = partial(serve, listeners, poller=poller, timers=timers, shutdown=shutdown, drain_s=1)
+        ports = await nursery.start(serve_them)
         client = ManagementClient(f"127.0.0.1:{ports['management']}")
         services.mar()
         yield Twin(services, client)
         client.close()
         shutdown.set()
+        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import grpc
+
 import pytest
 
 from tserve.errors import (
@@ -17,6 +17,7 @@ from tserve.errors import (
     TserveError,
 )
 from tserve.grpc import inference, open_inference
+from tserve.grpc.codes import Code
 from tserve.grpc.methods import CAUSE_BYTES, CAUSE_KEY, Refusal, code_of_http
 
 HTTP = "org.pytorch.serve.http."
@@ -83,14 +84,14 @@ def test_inference(error: TserveError, code: str, details: str) -> None:
 
 
 def test_open_inference_goes_by_number() -> None:
-    assert open_inference.refuse(ModelNotFound.named("a")).code is grpc.StatusCode.NOT_FOUND
-    assert open_inference.refuse(BadRequest("no.")).code is grpc.StatusCode.INVALID_ARGUMENT
-    assert open_inference.refuse(ServiceUnavailable("none.")).code is grpc.StatusCode.UNAVAILABLE
+    assert open_inference.refuse(ModelNotFound.named("a")).code is Code.NOT_FOUND
+    assert open_inference.refuse(BadRequest("no.")).code is Code.INVALID_ARGUMENT
+    assert open_inference.refuse(ServiceUnavailable("none.")).code is Code.UNAVAILABLE
 
 
 def test_the_cause_stands_in_the_trailing_metadata() -> None:
-    assert Refusal(grpc.StatusCode.INTERNAL, "x", {}).trailing == ()
-    [(key, text)] = Refusal(grpc.StatusCode.INTERNAL, "x", {"reason": "crashed", "log_tail": "é" * 9000}).trailing
+    assert Refusal(Code.INTERNAL, "x", {}).trailing == ()
+    [(key, text)] = Refusal(Code.INTERNAL, "x", {"reason": "crashed", "log_tail": "é" * 9000}).trailing
     assert key == CAUSE_KEY
     assert len(text) <= CAUSE_BYTES
     assert text.isascii()

@@ -19,9 +19,10 @@ from tserve.http.app import make_app
 from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
 from tserve.http.kserve import open_inference_routes, readiness_routes
-from tserve.http.listener import bind, serve
+from tserve.http.listener import serve
 from tserve.http.management import management_routes
 from tserve.http.routes import Table
+from tserve.net.listening import bind
 from tserve.runtime.launcher import Exit, WorkerGone
 from tserve.services.open_inference import OpenInference
 

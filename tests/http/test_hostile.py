@@ -25,7 +25,8 @@ from quart import request
 from quart_trio import QuartTrio
 
 import tserve
-from tserve.http.listener import bind, serve
+from tserve.http.listener import serve
+from tserve.net.listening import bind
 
 BIG = b"x" * 2**20 * 60
 AT_ONCE = 3  # connections of a kind opened together: some of the crashes are races

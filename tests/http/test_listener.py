@@ -24,7 +24,8 @@ from trio.testing import MockClock
 
 from tserve.errors import PortTaken
 from tserve.http.connection import GOODBYE_S, HEAD_S, KEEP_ALIVE_S, LINGER_S, STALL_S
-from tserve.http.listener import Listener, bind, invalid_message_response, serve
+from tserve.http.listener import Listener, invalid_message_response, serve
+from tserve.net.listening import bind
 
 DRAIN_S, HARD_S = 3.0, 2.0
 NET_S = 0.005  # what the mock clock may jump over while the kernel carries bytes

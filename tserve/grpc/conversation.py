@@ -80,7 +80,7 @@ class Conversation:
             except TserveError as e:
                 await self._send(self._in_band(e, sequence))
         finally:
-            if self._last[sequence] is over:
+            if self._last.get(sequence) is over:
                 del self._last[sequence]
             over.set()
             self._room.release()
@@ -116,6 +116,6 @@ class Conversation:
         refusal = self._refuse(error)
         text, _, reason = refusal.details.rpartition("\n")
         info = _ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=dict(refusal.trailing))
-        status = _Status(code=refusal.code.value[0], message=text)
+        status = _Status(code=refusal.code, message=text)
         status.details.add(type_url=f"type.googleapis.com/{info.DESCRIPTOR.full_name}", value=info.SerializeToString())
         return _Prediction(sequence_id=sequence or None, status=status)

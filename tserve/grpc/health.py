@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import grpc
 import trio
 
+from tserve.grpc.codes import Code
 from tserve.grpc.messages import HEALTH, message_of
 from tserve.grpc.methods import Call, Method, Refusal, Send, Service, refuse_by_code
 
@@ -31,7 +31,7 @@ class _HealthApi:
         """As `/tserve/readyz` has it for inference; the management API serves whatever the models do."""
         status = self._status(request.service, call)
         if status == _Response.SERVICE_UNKNOWN:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service!r} here.", {})
+            raise Refusal(Code.NOT_FOUND, f"There is no service {request.service!r} here.", {})
         return _Response(status=status)
 
     async def watch(self, request: Any, call: Call, send: Send) -> None:

@@ -6,10 +6,9 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import grpc
-
 from tserve.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServiceUnavailable, TserveError
 from tserve.grpc.asking import Asking, pass_on, prediction
+from tserve.grpc.codes import Code
 from tserve.grpc.conversation import Conversation
 from tserve.grpc.messages import INFERENCE, message_of
 from tserve.grpc.methods import Call, Method, Refusal, Send, Service, code_of_http, java_class
@@ -40,9 +39,9 @@ def refuse(error: TserveError) -> Refusal:
     """The recorded codes: all that the front end refuses is INTERNAL, what a worker says goes by its status."""
     for kind, shown in _BY_FRONT_END.items():
         if isinstance(error, kind):
-            return Refusal(grpc.StatusCode.INTERNAL, f"{error.message}\n{shown}", error.cause)
+            return Refusal(Code.INTERNAL, f"{error.message}\n{shown}", error.cause)
     unknown = isinstance(error, (ModelNotFound, ModelVersionNotFound))
-    code = grpc.StatusCode.INTERNAL if unknown else code_of_http(error.code)
+    code = Code.INTERNAL if unknown else code_of_http(error.code)
     return Refusal(code, f"{error.message}\n{java_class(error)}", error.cause)
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import grpc
-
 from tserve.domain.actor import Actor
 from tserve.domain.json_text import json_text
 from tserve.domain.wire import JobRequest
 from tserve.errors import BadRequest, InternalServer, ModelApiDisabled, TserveError, WorkerInitialization
+from tserve.grpc.codes import Code
 from tserve.grpc.messages import MANAGEMENT, message_of
 from tserve.grpc.methods import Call, Method, Refusal, Service, code_of_http, java_class
 from tserve.services.desired import RegisterRequest
@@ -41,10 +40,10 @@ def management_service(use_cases: UseCases, *, model_api: bool) -> Service:
 
 def refuse(error: TserveError) -> Refusal:
     """The status of the error's class; what a worker or a handler said goes by its number (section 7.3)."""
-    code = grpc.StatusCode[error.grpc_status]
+    code = Code[error.grpc_status]
     if isinstance(error, InternalServer) and error.code != error.status:
         out_of_memory = error.code == _OUT_OF_MEMORY
-        code = grpc.StatusCode.RESOURCE_EXHAUSTED if out_of_memory else code_of_http(error.code)
+        code = Code.RESOURCE_EXHAUSTED if out_of_memory else code_of_http(error.code)
     recorded = "Error while creating workers" if isinstance(error, WorkerInitialization) else error.message
     return Refusal(code, f"{recorded}\n{java_class(error)}", error.cause)
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import trio
 
 from tserve.errors import TserveError
+from tserve.grpc.codes import Code
 
 CAUSE_KEY = "tserve-cause"  # of the trailing metadata: the `tserve` member of an error, as JSON
 CAUSE_BYTES = 4 << 10  # clients take no more than 8 KiB of metadata
@@ -42,24 +42,31 @@ class Call:
 
 
 Send = Callable[[Any], Awaitable[None]]
+Tell = Callable[[Any], None]  # with the reply, or the Refusal or TserveError that stands for it; once
+Leave = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """`serve` runs in Trio: `(request, call) -> reply` for a unary method; `(request, call, send) -> None` for one that
-    streams its replies; with `streams_requests`, `request` is an asynchronous iterator of them."""
+    streams its replies; with `streams_requests`, `request` is an asynchronous iterator of them.
+
+    `begin` does for a unary method what `serve` does, without a task: it returns at once, tells its outcome later, or
+    at once, and gives back what ends it for a client that does not wait.
+    """
 
     name: str
     serve: Callable[..., Awaitable[Any]]
     streams_requests: bool = False
     streams_replies: bool = False
+    begin: Callable[[Any, Call, Tell], Leave] | None = None
 
 
 @dataclass(eq=False)
 class Refusal(Exception):
     """How a call fails: a status, its text, and what is beside it in the trailing metadata."""
 
-    code: grpc.StatusCode
+    code: Code
     details: str
     cause: Mapping[str, object]
 
@@ -115,7 +122,7 @@ def refuse_by_code(error: TserveError) -> Refusal:
 
 def server_stops() -> Refusal:
     """What calls get that the end of the server cuts short."""
-    return Refusal(grpc.StatusCode.UNAVAILABLE, "The server is stopping.", {})
+    return Refusal(Code.UNAVAILABLE, "The server is stopping.", {})
 
 
 async def cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -129,29 +136,29 @@ def java_class(error: TserveError) -> str:
     return _PACKAGES.get(error.type_name, "org.pytorch.serve.http.") + error.type_name
 
 
-def code_of_http(status: int) -> grpc.StatusCode:
+def code_of_http(status: int) -> Code:
     """The recorded table (spec/inference.md section 8.3)."""
     known = _CODES.get(status)
     if known is not None:
         return known
     if status in range(200, 300):
-        return grpc.StatusCode.OK
+        return Code.OK
     if status in range(400, 500):
-        return grpc.StatusCode.FAILED_PRECONDITION
-    return grpc.StatusCode.INTERNAL if status in range(500, 600) else grpc.StatusCode.UNKNOWN
+        return Code.FAILED_PRECONDITION
+    return Code.INTERNAL if status in range(500, 600) else Code.UNKNOWN
 
 
 _CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.ABORTED,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    416: grpc.StatusCode.OUT_OF_RANGE,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    499: grpc.StatusCode.CANCELLED,
-    501: grpc.StatusCode.UNIMPLEMENTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    400: Code.INVALID_ARGUMENT,
+    401: Code.UNAUTHENTICATED,
+    403: Code.PERMISSION_DENIED,
+    404: Code.NOT_FOUND,
+    409: Code.ABORTED,
+    413: Code.RESOURCE_EXHAUSTED,
+    416: Code.OUT_OF_RANGE,
+    429: Code.RESOURCE_EXHAUSTED,
+    499: Code.CANCELLED,
+    501: Code.UNIMPLEMENTED,
+    503: Code.UNAVAILABLE,
+    504: Code.DEADLINE_EXCEEDED,
 }

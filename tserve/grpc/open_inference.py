@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import grpc
 import trio
 
 from tserve.errors import BadRequest, TserveError
+from tserve.grpc.codes import Code
 from tserve.grpc.messages import OPEN_INFERENCE, STANDARD_OPEN_INFERENCE, message_of
 from tserve.grpc.methods import Call, Method, Refusal, Service, code_of_http, java_class
 from tserve.grpc.tensor_calls import fill_response, job_of, wants_raw
@@ -99,5 +99,5 @@ def _named(name: str) -> str:
     """Raises Refusal with the recorded status."""
     if not name:
         error = BadRequest("Parameter name is required.", cause={"field": "name"})
-        raise Refusal(grpc.StatusCode.INTERNAL, f"{error.message}\nBadRequestException.()", error.cause)
+        raise Refusal(Code.INTERNAL, f"{error.message}\nBadRequestException.()", error.cause)
     return name

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import grpc
 import trio
 from google.protobuf import descriptor_pb2
 
+from tserve.grpc.codes import Code
 from tserve.grpc.messages import OLDER_REFLECTION, POOL, REFLECTION, message_of
 from tserve.grpc.methods import Call, Method, Send, Service, cancel_at, refuse_by_code
 
@@ -53,8 +53,7 @@ class _ReflectionApi:
                 case _:
                     raise KeyError
         except KeyError:
-            code, text = grpc.StatusCode.NOT_FOUND.value
-            response.error_response.error_code, response.error_response.error_message = code, text
+            response.error_response.error_code, response.error_response.error_message = Code.NOT_FOUND, "not found"
         return response
 
 

@@ -1,36 +1,34 @@
-"""The gRPC listeners: grpc.aio in a thread of its own, every method served in Trio.
+"""The gRPC listeners: HTTP/2 of our own, and every method served in Trio.
 
-To be imported only when it is needed: gRPC takes a tenth of a second to import, and nothing that forks may have it.
+To be imported only when it is needed: its messages take tens of milliseconds to import.
 """
 
 from __future__ import annotations
 
-import asyncio
+import errno
 import logging
-import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
-from urllib.parse import unquote
 
-import grpc
 import trio
-from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from tserve.errors import BadRequest, PortTaken, TserveError
-from tserve.grpc.bridge import Bridge, Inlet, Outlet, Stopping
+from tserve.grpc.client import LINGER_S, Client, Port
+from tserve.grpc.exchange import Admit, Answered, Endpoint, Surroundings
 from tserve.grpc.messages import POOL
-from tserve.grpc.methods import Call, Method, Refusal, Service, server_stops
+from tserve.grpc.methods import Call, Service
+from tserve.net.listening import bind
+from tserve.net.poller import Poller
+from tserve.net.timers import Timers
+from tserve.net.transport import Transport
 from tserve.settings import Address
 
-HOLD_S = 1.0  # for answers on their way to slow clients when all calls are over
-_FOR_EVER_S = 1e6  # of grace; what is waited for is said otherwise
+ACCEPT_AT_ONCE = 64
+ACCEPT_AGAIN_S = 0.2  # after the system had no descriptor, or no memory, for another connection
+HELD_BYTES = 64 << 20  # of the messages of one connection, or twice the longest one if that is more
 _log = logging.getLogger("tserve.grpc")
-Answered = Callable[[str, str, float], None]
-Admit = Callable[[Call], None]
 
 
 def admit_all(call: Call) -> None:
@@ -43,28 +41,16 @@ class Listener:
 
     `admit` sees every call before anything of its message is looked at, and raises TserveError for those that may not
     be made.
-    `credentials` None is no TLS.  Ages in milliseconds.
+    `tls` None is no TLS.  Ages in milliseconds.
     """
 
     address: Address
     services: Sequence[Service]
     most_bytes: int
     admit: Admit = admit_all
-    credentials: grpc.ServerCredentials | None = None
+    tls: ssl.SSLContext | None = None
     max_age_ms: int | None = None
     max_age_grace_ms: int | None = None
-
-    def options(self) -> list[tuple[str, Any]]:
-        ages = {
-            "grpc.max_connection_age_ms": self.max_age_ms,
-            "grpc.max_connection_age_grace_ms": self.max_age_grace_ms,
-        }
-        return [
-            ("grpc.so_reuseport", 0),  # a second server on the same port must fail
-            ("grpc.max_receive_message_length", self.most_bytes),
-            ("grpc.max_send_message_length", -1),  # answers are bounded where they come from
-            *((name, value) for name, value in ages.items() if value is not None),
-        ]
 
 
 def _tell_nobody(method: str, code: str, seconds: float) -> None:
@@ -74,6 +60,8 @@ def _tell_nobody(method: str, code: str, seconds: float) -> None:
 async def serve(
     listeners: Mapping[str, Listener],
     *,
+    poller: Poller,
+    timers: Timers,
     shutdown: trio.Event,
     drain_s: float,
     answered: Answered = _tell_nobody,
@@ -84,202 +72,114 @@ async def serve(
     Started with the port of each listener.  `answered` is told of each call: its method, its status and its seconds.
     Raises PortTaken.
     """
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
-    bridge = Bridge()
-    servers = _Servers(bridge, listeners, shutdown, answered)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(servers.report, task_status)
-        nursery.start_soon(servers.stop, drain_s)
-        await bridge.run(servers.run)
-        nursery.cancel_scope.cancel()
-
-
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Not that a client left while it was sent something, which gRPC takes for an error."""
-    return not str(record.msg).startswith("ExecuteBatchError")
-
-
-@dataclass(frozen=True, slots=True)
-class _Endpoint:
-    """A method where it is served, and how to read what it is sent."""
-
-    listener: Listener
-    service: Service
-    method: Method
-    read: Callable[[bytes], Any]
-
-
-class _Servers:
-    def __init__(
-        self, bridge: Bridge, listeners: Mapping[str, Listener], shutdown: trio.Event, answered: Answered
-    ) -> None:
-        self._bridge = bridge
-        self._listeners = listeners
-        self._shutdown = shutdown
-        self._answered = answered
-        self._ports: dict[str, int] = {}
-        self._listening, self._closed = trio.Event(), trio.Event()
-
-    # -- in Trio
-
-    async def report(self, task_status: trio.TaskStatus[dict[str, int]]) -> None:
-        await self._listening.wait()
-        task_status.started(self._ports)
-
-    async def stop(self, drain_s: float) -> None:
-        """At shutdown: no further calls, time for those in flight, then the end of the rest."""
-        await self._listening.wait()
-        await self._shutdown.wait()
-        self._bridge.to_loop(lambda: self._close.set())
-        await self._closed.wait()
-        with trio.move_on_after(drain_s):
-            await self._bridge.idle()
-        self._bridge.cut()
-        await self._bridge.idle()
-        self._bridge.to_loop(lambda: self._end.set())
-
-    async def _serve(self, at: _Endpoint, call: Call, request: Any, *send: Any) -> Any:
-        """One call: the reply, or Refusal for whatever keeps it from one.  This is where calls are admitted."""
-        begun, code = trio.current_time(), grpc.StatusCode.CANCELLED
+    async with trio.open_nursery() as calls:
+        around = Surroundings(calls, timers, shutdown, answered, set(), trio.lowlevel.ParkingLot())
+        doors: list[_Door] = []
         try:
-            at.listener.admit(call)
-            asked = _readable(at.read, request) if at.method.streams_requests else _read(at.read, request)
-            reply = await at.method.serve(asked, call, *send)
-            code = grpc.StatusCode.OK
-            return reply
-        except Refusal as refusal:
-            code = refusal.code
-            raise
-        except TserveError as e:
-            told = at.service.refuse(e)
-            code = told.code
-            raise told from e
-        except Exception as e:  # a bug of ours, told as one
-            _log.exception("%s failed", call.method)
-            code = grpc.StatusCode.INTERNAL
-            raise Refusal(code, f"Internal server error: {type(e).__name__}", {"reason": "bug"}) from e
+            for listener in listeners.values():
+                doors.append(_Door(listener, poller, around))
+            task_status.started({name: door.port_number for name, door in zip(listeners, doors, strict=True)})
+            await shutdown.wait()
+            await _stop(doors, around, drain_s)
         finally:
-            self._answered(call.method, code.name, trio.current_time() - begun)
-
-    # -- in the loop
-
-    async def run(self) -> None:
-        self._close, self._end = asyncio.Event(), asyncio.Event()
-        servers: list[grpc.aio.Server] = []
-        try:
-            for name, listener in self._listeners.items():
-                server = grpc.aio.server(options=listener.options())
-                servers.append(server)
-                self._ports[name] = _bind(server, listener)
-                self._add(server, listener)
-                await server.start()
-            self._bridge.to_trio(self._listening.set)
-            await self._close.wait()
-            await self._stop(servers)
-        finally:
-            for server in servers:
-                await server.stop(None)
-
-    async def _stop(self, servers: Sequence[grpc.aio.Server]) -> None:
-        stopping = [asyncio.ensure_future(server.stop(_FOR_EVER_S)) for server in servers]
-        await asyncio.sleep(0)  # they have begun: whatever comes in now is refused
-        self._bridge.to_trio(self._closed.set)
-        await self._end.wait()
-        await asyncio.wait(stopping, timeout=HOLD_S)
-        await asyncio.gather(*(server.stop(None) for server in servers), *stopping)
-
-    def _add(self, server: grpc.aio.Server, listener: Listener) -> None:
-        for service in listener.services:
-            handlers = {method.name: self._handler(listener, service, method) for method in service.methods}
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
-        server.add_generic_rpc_handlers((_Unknown(),))
-
-    def _handler(self, listener: Listener, service: Service, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
-        described = POOL.FindServiceByName(service.name).methods_by_name[method.name]
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[method.streams_requests, method.streams_replies]
-        at = _Endpoint(listener, service, method, GetMessageClass(described.input_type).FromString)
-        act = self._stream if method.streams_replies else self._unary
-        # No deserializer: what cannot be read shall have a status, not a traceback in gRPC's log.
-        reply = GetMessageClass(described.output_type)
-        return make(partial(act, at), response_serializer=reply.SerializeToString)
-
-    async def _unary(self, at: _Endpoint, request: bytes, context: Any) -> Any:
-        call = self._call(at, context)
-        try:
-            return await self._bridge.call(partial(self._serve, at, call, request))
-        except Refusal as refusal:
-            await _refuse(context, refusal)
-        except Stopping:
-            await _refuse(context, server_stops())
-
-    async def _stream(self, at: _Endpoint, requests: Any, context: Any) -> None:
-        call = self._call(at, context)
-        outlet = Outlet[Any](self._bridge)
-        feeding = None
-        if at.method.streams_requests:
-            inlet = Inlet[bytes](self._bridge)
-            feeding = asyncio.ensure_future(inlet.feed(requests))
-            requests = inlet
-        try:
-            await outlet.drain(partial(self._serve, at, call, requests, outlet.send), context.write)
-        except Refusal as refusal:
-            await _refuse(context, refusal)
-        except Stopping:
-            await _refuse(context, server_stops())
-        finally:
-            if feeding is not None:
-                feeding.cancel()
-
-    def _call(self, at: _Endpoint, context: Any) -> Call:
-        metadata = dict(context.invocation_metadata() or ())
-        name = f"{at.service.name}/{at.method.name}"
-        return Call(name, _address(context.peer()), str(uuid.uuid4()), metadata, self._shutdown)
+            for door in doors:
+                door.close()
 
 
-class _Unknown(grpc.GenericRpcHandler):
-    """Methods that nobody has, in the recorded words."""
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        async def refuse(request: bytes, context: Any) -> None:
-            name = details.method.removeprefix("/")
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"Method not found: {name}")
-
-        return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-def _bind(server: grpc.aio.Server, listener: Listener) -> int:
-    """The port.  Raises PortTaken."""
-    with suppress(RuntimeError):
-        if listener.credentials is not None:
-            port = server.add_secure_port(listener.address.netloc, listener.credentials)
-        else:
-            port = server.add_insecure_port(listener.address.netloc)
-        if port:
-            return port
-    raise PortTaken(f"Cannot listen on {listener.address.netloc} for gRPC")
+async def _stop(doors: Sequence[_Door], around: Surroundings, drain_s: float) -> None:
+    """No further calls, time for those in flight, then the end of the rest."""
+    for door in doors:
+        door.leave()
+    with trio.move_on_after(drain_s):
+        await _idle(around)
+    for exchange in list(around.running):
+        exchange.cut()
+    await _idle(around)
+    with trio.move_on_after(LINGER_S):  # answers on their way to slow clients
+        while any(door.clients for door in doors):
+            await around.fewer.park()
 
 
-def _address(peer: str) -> str:
-    """`127.0.0.1` of `ipv4:127.0.0.1:4242`, `::1` of `ipv6:%5B::1%5D:4242`."""
-    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]") or peer
+async def _idle(around: Surroundings) -> None:
+    while around.running:
+        await around.fewer.park()
 
 
-async def _refuse(context: Any, refusal: Refusal) -> None:
-    await context.abort(refusal.code, refusal.text, refusal.trailing)
+class _Door:
+    """A listening socket and its connections."""
+
+    def __init__(self, listener: Listener, poller: Poller, around: Surroundings) -> None:
+        """Raises PortTaken."""
+        self._poller = poller
+        self._timers = around.timers
+        self._tls = listener.tls
+        self.clients: set[Client] = set()
+        self._port = Port(
+            _endpoints(listener),
+            around,
+            self.clients,
+            max(HELD_BYTES, 2 * listener.most_bytes),
+            _seconds(listener.max_age_ms),
+            _seconds(listener.max_age_grace_ms),
+        )
+        self._sock = bind(listener.address.host, listener.address.port)
+        self._sock.setblocking(False)
+        self.port_number: int = self._sock.getsockname()[1]
+        poller.watch(self._sock.fileno(), self)
+
+    def leave(self) -> None:
+        self._stop_listening()
+        for client in list(self.clients):
+            client.leave()
+
+    def close(self) -> None:
+        self._stop_listening()
+        for client in list(self.clients):
+            client.close()
+
+    def _stop_listening(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._poller.forget(self._sock.fileno())
+            self._sock.close()
+
+    # -- for the Poller
+
+    def on_ready(self, events: int) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as e:
+                if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    _log.warning("no further connections for now: %s", e.strerror)
+                    self._poller.forget(self._sock.fileno())
+                    self._timers.after(ACCEPT_AGAIN_S, self._listen_again)
+                    return
+                continue  # that client has gone again
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            Client(Transport(sock, self._poller, self._timers, tls=self._tls), address[0], self._port).start()
+
+    def let_go(self) -> None:
+        self._stop_listening()
+
+    def _listen_again(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._poller.watch(self._sock.fileno(), self)
 
 
-def _read(read: Callable[[bytes], Any], data: bytes) -> Any:
-    """The message.  Raises BadRequest."""
-    try:
-        return read(data)
-    except DecodeError:
-        raise BadRequest("The request is not a message of its type.", cause={"reason": "undecodable"}) from None
+def _seconds(milliseconds: int | None) -> float | None:
+    return milliseconds / 1000 if milliseconds is not None else None
 
 
-async def _readable(read: Callable[[bytes], Any], messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for data in messages:
-        yield _read(read, data)
+def _endpoints(listener: Listener) -> dict[str, Endpoint]:
+    """By the path that clients ask for."""
+    found = {}
+    for service in listener.services:
+        described = POOL.FindServiceByName(service.name).methods_by_name
+        for method in service.methods:
+            name = f"{service.name}/{method.name}"
+            read = GetMessageClass(described[method.name].input_type).FromString
+            found[name] = Endpoint(name, service, method, read, listener.admit, listener.most_bytes)
+    return found
