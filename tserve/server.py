@@ -172,7 +172,7 @@ class _Server:
         metrics.live = gauges.read
         interval_s = None if settings.disable_system_metrics else float(settings.metric_time_interval)
         measuring = Measuring(metrics, gauges, self._devices, files, interval_s)
-        inference = Inference(registry, reconciler, metrics)
+        inference = Inference(registry, reconciler, self._timers, metrics)
         describe = Describe(registry, reconciler, management, settings, devices, inference)
         health = Health(registry, reconciler)
         protocol = OpenInference(registry, health, envelope=settings.service_envelope or "")

@@ -22,6 +22,7 @@ from tserve.domain.plan import PoolSpec
 from tserve.domain.registry import Contents, Registry
 from tserve.domain.versions import Key
 from tserve.domain.wire import Input, JobReply, JobRequest
+from tserve.net.timers import Timers
 from tserve.runtime.launcher import Launcher
 from tserve.runtime.reconcile import Reconciler
 from tserve.services.describe import Describe
@@ -149,7 +150,8 @@ class Services:
         self.management = Management(
             self.store, self.registry, self.keep, self.reconciler, self.settings, self.history, self.devices
         )
-        self.inference = Inference(self.registry, self.reconciler)
+        self.timers = Timers()
+        self.inference = Inference(self.registry, self.reconciler, self.timers)
         self.describe = Describe(
             self.registry, self.reconciler, self.management, self.settings, self.devices, self.inference
         )
@@ -241,6 +243,7 @@ async def running(
     async with trio.open_nursery() as nursery:
         await nursery.start(made.history.run)
         await nursery.start(made.reconciler.run)
+        nursery.start_soon(made.timers.run)
         await nursery.start(made.management.run)
         for version in list(registry):
             await made.reconciler.wake(version.key, drain_s=0)

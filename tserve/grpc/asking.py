@@ -10,7 +10,7 @@ import trio
 from tserve.domain.wire import Input, JobRequest
 from tserve.errors import BadRequest, StreamCut, TserveError
 from tserve.grpc.messages import INFERENCE, message_of
-from tserve.grpc.methods import Send
+from tserve.grpc.methods import Leave, Send, Tell
 from tserve.services.inference import Answer, Inference, Stream
 
 _Prediction = message_of(INFERENCE, "PredictionResponse")
@@ -23,10 +23,14 @@ class Asking:
         self._inference = inference
         self._id_name, self._start_name, self._end_name = sequence_names
 
-    async def whole(self, request: Any, request_id: str) -> Answer:
-        """Raises as tserve.services.inference does, and BadRequest."""
+    def begin(self, request: Any, request_id: str, tell: Tell) -> Leave:
+        """One answer, as a message.  Raises as tserve.services.inference does, and BadRequest."""
+
+        def told(outcome: Answer | TserveError) -> None:
+            tell(prediction(outcome.first.body, outcome.sequence) if isinstance(outcome, Answer) else outcome)
+
         job = self._job(request, request_id, request.sequence_id)
-        return await self._inference.predict_whole(request.model_name, request.model_version or None, job)
+        return self._inference.begin(request.model_name, request.model_version or None, job, told)
 
     async def begun(self, request: Any, request_id: str, *, sequence: str = "") -> Answer:
         """`sequence` stands in for the request's own.  Raises as `whole` does."""

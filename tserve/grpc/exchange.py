@@ -7,6 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -17,8 +18,9 @@ from tserve.grpc.codes import Code
 from tserve.grpc.headers import ANSWER, DONE, Head, trailers
 from tserve.grpc.http2 import STREAM_WINDOW, Connection, Stream
 from tserve.grpc.inbox import Inbox, Message, unpacked
-from tserve.grpc.methods import Call, Leave, Method, Refusal, Service, server_stops
+from tserve.grpc.methods import Call, Leave, Method, Refusal, Service, Tell, server_stops
 from tserve.net.timers import Timer, Timers
+from tserve.net.told import told
 
 _log = logging.getLogger("tserve.grpc")
 Answered = Callable[[str, str, float], None]
@@ -206,17 +208,16 @@ class Exchange:
             return
         request = _read(self._at.read, self._messages.popleft()[1])
         self._waiting_bytes = 0
-        leave = self._guarded_begin(request)
-        if not self.done:
-            self._leave = leave
+        self._leave = self._begin(request, self._end)
 
-    def _guarded_begin(self, request: Any) -> Leave | None:
+    def _begin(self, request: Any, tell: Tell) -> Leave:
+        """Raises TserveError, Refusal."""
         assert self._at.method.begin is not None
         try:
-            return self._at.method.begin(request, self._call, self._end)
+            return self._at.method.begin(request, self._call, tell)
         except (TserveError, Refusal):
             raise
-        except Exception as e:
+        except Exception as e:  # a bug costs its own call
             raise self._bug(e) from e
 
     def _spawn(self, requests: AsyncIterator[Any] | None) -> None:
@@ -243,9 +244,9 @@ class Exchange:
             if request is None:
                 request = _read(self._at.read, await unpacked(self._messages.popleft(), self._at.most_bytes))
                 self._waiting_bytes = 0
-            if method.streams_replies:
-                return await method.serve(request, self._call, self._send)
-            return await method.serve(request, self._call)
+            if method.serve is None:
+                return await told(partial(self._begin, request))
+            return await method.serve(request, self._call, *([self._send] if method.streams_replies else ()))
         except (TserveError, Refusal) as e:
             return e
 

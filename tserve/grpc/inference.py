@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tserve.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServiceUnavailable, TserveError
-from tserve.grpc.asking import Asking, pass_on, prediction
+from tserve.grpc.asking import Asking, pass_on
 from tserve.grpc.codes import Code
 from tserve.grpc.conversation import Conversation
 from tserve.grpc.messages import INFERENCE, message_of
-from tserve.grpc.methods import Call, Method, Refusal, Send, Service, code_of_http, java_class
+from tserve.grpc.methods import Call, Leave, Method, Refusal, Send, Service, Tell, code_of_http, java_class
 from tserve.services.health import Health
 from tserve.services.inference import Inference
 
@@ -27,7 +27,7 @@ def inference_service(inference: Inference, health: Health, *, sequence_names: S
         INFERENCE,
         [
             Method("Ping", api.ping),
-            Method("Predictions", api.predict),
+            Method("Predictions", begin=api.predict),
             Method("StreamPredictions", api.stream, streams_replies=True),
             Method("StreamPredictions2", api.converse, streams_requests=True, streams_replies=True),
         ],
@@ -54,10 +54,9 @@ class _InferenceApi:
         healthy = self._health.healthy()
         return _Health(health=json.dumps({"status": "Healthy" if healthy else "Unhealthy"}, indent=2))
 
-    async def predict(self, request: Any, call: Call) -> Any:
+    def predict(self, request: Any, call: Call, tell: Tell) -> Leave:
         """What a handler streams is joined: the recorded server loses the worker over it."""
-        answer = await self._asking.whole(request, call.request_id)
-        return prediction(answer.first.body, answer.sequence)
+        return self._asking.begin(request, call.request_id, tell)
 
     async def stream(self, request: Any, call: Call, send: Send) -> None:
         """Each part as it comes; an answer in one part is one message."""

@@ -48,15 +48,15 @@ Leave = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """`serve` runs in Trio: `(request, call) -> reply` for a unary method; `(request, call, send) -> None` for one that
+    """`serve` is a task: `(request, call) -> reply` for a unary method; `(request, call, send) -> None` for one that
     streams its replies; with `streams_requests`, `request` is an asynchronous iterator of them.
 
-    `begin` does for a unary method what `serve` does, without a task: it returns at once, tells its outcome later, or
-    at once, and gives back what ends it for a client that does not wait.
+    `begin` takes its place for a unary method whose calls need no task: it returns at once, tells its outcome later or
+    before it returns, and gives back what is to be called when the client does not wait any more.
     """
 
     name: str
-    serve: Callable[..., Awaitable[Any]]
+    serve: Callable[..., Awaitable[Any]] | None = None
     streams_requests: bool = False
     streams_replies: bool = False
     begin: Callable[[Any, Call, Tell], Leave] | None = None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
+from typing import Any, TypeVar
 
 import trio
 
@@ -14,11 +17,14 @@ from tserve.domain.registry import Registry
 from tserve.domain.wire import JobReply, JobRequest
 from tserve.errors import AnswerTimeout, InternalServer, ServiceUnavailable, StreamCut, TserveError
 from tserve.metrics.recorder import Metrics
+from tserve.net.timers import Timer, Timers
+from tserve.net.told import told
 from tserve.runtime.jobs import Job, Outcome, Purpose
 from tserve.runtime.pool import NoCapacity, Pool
 from tserve.runtime.reconcile import Reconciler
 
 PIECE_BYTES = 1 << 10  # that a piece of it costs beside its body
+A = TypeVar("A", bound="_Asked")
 STREAM_BYTES = 64 << 20  # of a streamed answer that its client has not read: more, and the client is given up
 
 
@@ -69,20 +75,15 @@ class Stream:
         return self._inbox.overflow
 
 
-class _Inbox:
-    """What comes back for one job, until its client has taken it."""
+class _Asked:
+    """One job, on behalf of a client that waits for what comes back."""
 
     def __init__(
         self, pool: Pool, request: JobRequest, asked: str | None, purpose: Purpose, sequence: str, metrics: Metrics
     ) -> None:
-        self._pool = pool
+        self.pool = pool
         self._metrics = metrics
-        self._parts: deque[JobReply] = deque()
-        self._bytes = 0
-        self._outcome: Outcome | None = None
-        self._taken = False
-        self._arrived = trio.Event()
-        self.overflown = trio.Event()
+        self._bytes = 0  # unread
         self.job = Job(
             request,
             self._on_done,
@@ -92,6 +93,41 @@ class _Inbox:
             sequence=sequence,
             ends_sequence=bool(sequence) and _header(request, pool.sequence_headers[2]).lower() == "true",
         )
+
+    def leave(self) -> None:
+        """Nobody waits any more: free the place in the queue; what a worker has in hand runs on."""
+        if not self.job.done:
+            self.pool.discard(self.job)
+            self._measure(ok=False)  # the slowest ones, often
+
+    def _on_piece(self, piece: JobReply) -> None:
+        raise NotImplementedError
+
+    def _on_done(self, outcome: Outcome) -> None:
+        raise NotImplementedError
+
+    def _measure(self, *, ok: bool) -> None:
+        job, key = self.job, self.pool.key
+        if job.purpose is not Purpose.DESCRIBE:
+            self._metrics.prediction_answered(
+                (key.name, key.version),
+                job.asked_version,
+                seconds=perf_counter() - job.queued_at,
+                waited_s=job.waited_s,
+                ok=ok,
+            )
+
+
+class _Inbox(_Asked):
+    """What comes back part by part, until its client has taken it."""
+
+    def __init__(self, *asked: Any) -> None:
+        super().__init__(*asked)
+        self._parts: deque[JobReply] = deque()
+        self._outcome: Outcome | None = None
+        self._taken = False
+        self._arrived = trio.Event()
+        self.overflown = trio.Event()
 
     def _on_piece(self, piece: JobReply) -> None:
         self._bytes += len(piece.body) + PIECE_BYTES
@@ -107,17 +143,6 @@ class _Inbox:
         self._outcome = outcome
         self._measure(ok=isinstance(outcome, JobReply))
         self._arrived.set()
-
-    def _measure(self, *, ok: bool) -> None:
-        job, key = self.job, self._pool.key
-        if job.purpose is not Purpose.DESCRIBE:
-            self._metrics.prediction_answered(
-                (key.name, key.version),
-                job.asked_version,
-                seconds=perf_counter() - job.queued_at,
-                waited_s=job.waited_s,
-                ok=ok,
-            )
 
     @property
     def overflow(self) -> TserveError | None:
@@ -146,17 +171,59 @@ class _Inbox:
             raise self._outcome
         return self._outcome
 
+
+class _Whole(_Asked):
+    """What comes back in one piece: the parts of a streamed answer are joined.  `tell` gets it, once."""
+
+    def __init__(self, tell: Callable[[Answer | TserveError], None], *asked: Any) -> None:
+        super().__init__(*asked)
+        self._tell = tell
+        self._parts: list[bytes] = []
+        self._timer: Timer | None = None
+
+    def limit(self, timers: Timers, seconds: float) -> None:
+        """The answer must have begun within that time."""
+        if seconds < math.inf and not self.job.done:
+            self._timer = timers.after(seconds, partial(self._give_up, seconds))
+
     def leave(self) -> None:
-        """Nobody waits any more: free the place in the queue; what a worker has in hand runs on."""
-        if not self.job.done:
-            self._pool.discard(self.job)
-            self._measure(ok=False)  # the slowest ones, often
+        self._stop_timer()
+        super().leave()
+
+    def _give_up(self, seconds: float) -> None:
+        self.leave()
+        self._tell(AnswerTimeout(seconds))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _on_piece(self, piece: JobReply) -> None:
+        self._stop_timer()
+        self._bytes += len(piece.body)
+        self._parts.append(piece.body)
+        if self._bytes > STREAM_BYTES:
+            text = f"The handler streams more than {STREAM_BYTES} bytes, and the client takes one answer."
+            self.job.finish(InternalServer(text))
+
+    def _on_done(self, outcome: Outcome) -> None:
+        self._stop_timer()
+        self._measure(ok=isinstance(outcome, JobReply))
+        if isinstance(outcome, TserveError):
+            self._tell(outcome)
+            return
+        if self._parts:
+            outcome = replace(outcome, body=b"".join((*self._parts, outcome.body)))
+        self._tell(Answer(outcome, None, self.job.sequence))
 
 
 class Inference:
-    def __init__(self, registry: Registry, reconciler: Reconciler, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, registry: Registry, reconciler: Reconciler, timers: Timers, metrics: Metrics | None = None
+    ) -> None:
         self._registry = registry
         self._reconciler = reconciler
+        self._timers = timers
         self._metrics = metrics or Metrics()
 
     def exists(self, name: str, version: str | None) -> None:
@@ -175,60 +242,61 @@ class Inference:
         AnswerTimeout when the version has a limit for that, and InternalServer for what became of it in the worker.
         Cancelling gives the request's place in the queue free; a batch already in a worker's hand runs on.
         """
-        key = self._registry.find(name, version).key
-        pool = self._reconciler.pool(key)
-        purpose = _purpose(request)
-        if purpose is not Purpose.DESCRIBE:
-            self._metrics.prediction_asked(name, version)
-        try:
-            if pool is None:
-                raise NoCapacity("no_worker")
-            inbox = self._accept(pool, request, version, purpose)
-        except NoCapacity as e:
-            self._metrics.request_refused((key.name, key.version), e.reason)
-            raise ServiceUnavailable.no_worker(name, version, cause=e.cause()) from None
+        inbox = self._submit(_Inbox, name, version, request)
+        limit_s = inbox.pool.client_timeout_s
         first: JobReply | None = None
         try:
-            with trio.move_on_after(pool.client_timeout_s):
+            with trio.move_on_after(limit_s):
                 first = await inbox.next()
         finally:
             if first is None:
                 inbox.leave()
         if first is None:
-            raise AnswerTimeout(pool.client_timeout_s)
+            raise AnswerTimeout(limit_s)
         return Answer(first, Stream(inbox) if inbox.more else None, inbox.job.sequence)
 
-    def _accept(self, pool: Pool, request: JobRequest, asked: str | None, purpose: Purpose) -> _Inbox:
-        """Queue a request; one of a stateful version gets its sequence's id.  Raises NoCapacity."""
-        sequence = ""
-        if pool.stateful and purpose is not Purpose.DESCRIBE:
-            request, sequence = _in_sequence(request, pool.sequence_headers)
-        inbox = _Inbox(pool, request, asked, purpose, sequence, self._metrics)
-        pool.submit(inbox.job)
-        return inbox
+    def begin(
+        self, name: str, version: str | None, request: JobRequest, tell: Callable[[Answer | TserveError], None]
+    ) -> Callable[[], None]:
+        """As `predict`, without a task, for clients that take one answer: the parts of a streamed one are joined.
+
+        `tell` is called once, perhaps before this returns, with the answer or with what `predict` raises for one that
+        never comes; InternalServer stands for more than STREAM_BYTES of a stream.  What is returned is to be called
+        when nobody waits any more.  Raises what `predict` raises at once.
+        """
+        whole = self._submit(partial(_Whole, tell), name, version, request)
+        whole.limit(self._timers, whole.pool.client_timeout_s)
+        return whole.leave
 
     async def predict_whole(self, name: str, version: str | None, request: JobRequest) -> Answer:
-        """As `predict`, for clients that take one answer: the parts of a streamed one are joined.
+        """As `begin`, for a task that waits."""
+        outcome: Answer | TserveError = await told(partial(self.begin, name, version, request))
+        if isinstance(outcome, TserveError):
+            raise outcome
+        return outcome
 
-        Raises InternalServer for more than STREAM_BYTES of them.
+    def _submit(self, make: Callable[..., A], name: str, version: str | None, request: JobRequest) -> A:
+        """Queue a request; one of a stateful version gets its sequence's id.
+
+        Raises ModelNotFound, ModelVersionNotFound, ServiceUnavailable.
         """
-        answer = await self.predict(name, version, request)
-        if answer.rest is None:
-            return answer
-        parts, size = [answer.first.body], len(answer.first.body)
+        key = self._registry.find(name, version).key
+        pool = self._reconciler.pool(key)
+        purpose = _purpose(request)
+        if purpose is not Purpose.DESCRIBE:
+            self._metrics.prediction_asked(name, version)
+        sequence = ""
         try:
-            async for part in answer.rest:
-                parts.append(part)
-                size += len(part)
-                if size > STREAM_BYTES:
-                    raise InternalServer(
-                        f"The handler streams more than {STREAM_BYTES} bytes, and the client takes one answer."
-                    )
-        except StreamCut as e:  # nothing of it has been sent yet
-            raise e.error from e
-        finally:
-            answer.rest.leave()
-        return replace(answer, first=replace(answer.first, body=b"".join(parts)), rest=None)
+            if pool is None:
+                raise NoCapacity("no_worker")
+            if pool.stateful and purpose is not Purpose.DESCRIBE:
+                request, sequence = _in_sequence(request, pool.sequence_headers)
+            asked = make(pool, request, version, purpose, sequence, self._metrics)
+            pool.submit(asked.job)
+        except NoCapacity as e:
+            self._metrics.request_refused((key.name, key.version), e.reason)
+            raise ServiceUnavailable.no_worker(name, version, cause=e.cause()) from None
+        return asked
 
     async def describe(self, name: str, version: str | None, request: JobRequest) -> JobReply:
         """What the handler says of itself (spec/management.md section 6.1).
