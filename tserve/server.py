@@ -143,7 +143,7 @@ class _Server:
             files=files,
             version=__version__,
         )
-        family = Family(metrics.take_emitted)
+        family = Family(metrics.take_emitted, poller=self._poller)
         fresh = FreshLauncher(family)
         hidden = settings.blacklist_env_vars or ""
         zygote = ZygoteLauncher(family, fresh, forks=settings.worker_start == "zygote", hidden_env=hidden)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import trio
 
+from tserve.net.poller import Poller
 from tserve.runtime.memory_kills import MemoryKills
 
 UNKILLABLE_S = 5.0  # a process that hangs in the kernel is waited for no longer after SIGKILL
@@ -62,10 +63,12 @@ class Family:
 
     `watcher` is told of each group that comes and goes; it is what ends them when the server cannot (the zygote).
     `take_metrics` gets the lines of metrics that workers emit, and how many were lost on the way.
+    `poller` watches their sockets.
     """
 
-    def __init__(self, take_metrics: TakeMetrics | None = None) -> None:
+    def __init__(self, take_metrics: TakeMetrics | None = None, *, poller: Poller | None = None) -> None:
         self.take_metrics = take_metrics or _take_none
+        self.poller = poller
         self.groups: set[int] = set()
         self.memory_kills = MemoryKills()
         self.counting = trio.CapacityLimiter(1)

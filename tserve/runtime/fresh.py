@@ -90,5 +90,5 @@ class FreshLauncher:
             )
         self._family.add(pid)
         worker = ProcessWorker(pid, pidfd, ends, spec, label=label, family=self._family)
-        async with living(worker):
+        async with living(worker, self._family.poller):
             yield worker

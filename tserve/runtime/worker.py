@@ -16,6 +16,7 @@ import trio
 
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import BODY_LIMIT, METRICS, METRICS_LOST, Decoder, Frame, Kind, WireError
+from tserve.net.poller import Poller
 from tserve.runtime.family import Family
 from tserve.runtime.launcher import WorkerGone
 from tserve.runtime.process import ChildProcess
@@ -50,7 +51,7 @@ def wires() -> Iterator[Wires]:
 
 
 class ProcessWorker(ChildProcess):
-    """One task reads the socket all the time, so that a worker which leaves or says what it should not is noticed."""
+    """Its socket is watched all the time, so that a worker which leaves or says what it should not is noticed."""
 
     def __init__(self, pid: int, pidfd: int, wires: Wires, spec: WorkerSpec, *, label: str, family: Family) -> None:
         output = wires.read_end
@@ -63,7 +64,7 @@ class ProcessWorker(ChildProcess):
         self._frames: deque[Frame] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
         self._over: WorkerGone | WireError | None = None
-        self._reading = trio.CancelScope()
+        self._poller: Poller | None = None
 
     async def send(self, frame: Frame) -> None:
         """Not through a socket of Trio, which gives way to all other tasks: the wait for the answer does that."""
@@ -87,41 +88,48 @@ class ProcessWorker(ChildProcess):
 
     def hang_up(self) -> None:
         if self._channel.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._channel)
+            self._fall_silent(WorkerGone("the server hung up"))
+            trio.lowlevel.notify_closing(self._channel)  # for who waits to send
             self._channel.close()
 
-    async def listen(self) -> None:
-        """Take in frames until the worker has no more to say."""
-        over: WorkerGone | WireError = WorkerGone("ended")
-        try:
-            over = await self._hear()
-        finally:
-            self._over = over
-            self.ailing.set()
-            self._arrived.unpark_all()
+    def listen(self, poller: Poller) -> None:
+        """Take in frames from now on, until the worker has no more to say."""
+        self._poller = poller
+        poller.watch(self._channel.fileno(), self)
 
-    async def _hear(self) -> WorkerGone | WireError:
+    def on_ready(self, events: int) -> None:
+        """For the Poller."""
         try:
-            with self._reading:
-                while self._channel.fileno() >= 0:
-                    await trio.lowlevel.wait_readable(self._channel)
-                    with contextlib.suppress(BlockingIOError):
-                        if not (data := self._channel.recv(_CHUNK)):
-                            break
-                        self._take(data)
-            if self._reading.cancelled_caught:  # the worker is gone; what it wrote before its end is in the buffer
-                with contextlib.suppress(BlockingIOError):
-                    while data := os.read(self._channel.fileno(), _CHUNK):
-                        self._take(data)
+            data = self._channel.recv(_CHUNK)
+            if data:
+                self._take(data)
+            else:
+                self._fall_silent()
+        except BlockingIOError:
+            pass
         except WireError as e:
-            return e
-        except (OSError, trio.ClosedResourceError) as e:
-            return WorkerGone(str(e))
-        try:
-            self._decoder.end()
-        except WireError as e:  # half a frame is what a death amid a frame leaves
-            return WorkerGone(str(e))
-        return WorkerGone("hung up")
+            self._fall_silent(e)
+        except OSError as e:
+            self._fall_silent(WorkerGone(str(e)))
+
+    def let_go(self) -> None:
+        self.hang_up()
+
+    def _fall_silent(self, why: WorkerGone | WireError | None = None) -> None:
+        """Nothing more will come.  The socket stays open until `hang_up`."""
+        if self._over is not None:
+            return
+        if why is None:
+            why = WorkerGone("hung up")
+            try:
+                self._decoder.end()
+            except WireError as e:  # half a frame is what a death amid a frame leaves
+                why = WorkerGone(str(e))
+        self._over = why
+        if self._poller is not None and self._channel.fileno() >= 0:
+            self._poller.forget(self._channel.fileno())
+        self.ailing.set()
+        self._arrived.unpark_all()
 
     def _take(self, data: bytes) -> None:
         for frame in self._decoder.feed(data):
@@ -141,7 +149,15 @@ class ProcessWorker(ChildProcess):
             self.take_metrics(lines, lost)
 
     def left(self) -> None:
-        self._reading.cancel()
+        """What it wrote before its end is in the socket's buffer; what its children write is not waited for."""
+        try:
+            while self._over is None and (data := self._channel.recv(_CHUNK)):
+                self._take(data)
+        except WireError as e:
+            self._fall_silent(e)
+        except OSError:  # nothing more is there
+            pass
+        self._fall_silent()
 
     async def end(self) -> None:
         """Ask the worker to leave, then end its group; bounded, and not to be cut short."""
@@ -161,12 +177,19 @@ class ProcessWorker(ChildProcess):
 
 
 @contextlib.asynccontextmanager
-async def living(worker: ProcessWorker) -> AsyncIterator[ProcessWorker]:
-    """Own a worker's tasks; leaving the block ends it and all of its group."""
+async def living(worker: ProcessWorker, poller: Poller | None) -> AsyncIterator[ProcessWorker]:
+    """Own a worker's tasks; leaving the block ends it and all of its group.
+
+    Without a poller that watches all of them its socket has one of its own.
+    """
     async with trio.open_nursery() as nursery:
         nursery.start_soon(worker.follow)
-        nursery.start_soon(worker.listen)
+        if poller is None:
+            poller = Poller()
+            nursery.start_soon(poller.run)
+        worker.listen(poller)
         try:
             yield worker
         finally:
             await worker.end()
+            nursery.cancel_scope.cancel()

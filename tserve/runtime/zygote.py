@@ -114,7 +114,7 @@ class ZygoteLauncher:
             async with self._fresh.launch(spec, label=label) as fresh:
                 yield fresh
         else:
-            async with living(worker):
+            async with living(worker, self._family.poller):
                 yield worker
 
     async def _fork(self, spec: WorkerSpec, label: str) -> ProcessWorker | None:
