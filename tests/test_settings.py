@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tserve.errors import BadConfiguration
-from tserve.settings import Address, Options, Settings, load_settings
+from tserve.settings import Address, Certificates, Options, Settings, load_settings
 from tserve.settings_keys import KEYS, Effect
 
 Load = Callable[..., Settings]
@@ -169,6 +169,9 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         **dict.fromkeys(NUMBERS, "41"),
         "blacklist_env_vars": ".*SECRET",
         "metrics_config": str(file),
+        "keystore": str(file),
+        "keystore_pass": "secret",
+        "tls_client_ca": str(file),
         "metrics_mode": "prometheus",
         "grpc_inference_address": "localhost",
         "grpc_management_address": "localhost",
@@ -178,6 +181,12 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
     used = {key.name: key for key in KEYS if key.effect is Effect.USED and key.env is not None}
     cors = {name for name in used if name.startswith("cors")}
     others = {"allowed_urls", "disable_token_authorization", "ts_open_inference_protocol"}
+    others |= {
+        "certificate_file",
+        "private_key_file",
+        "keystore_type",
+        "enable_grpc_ssl",
+    }  # each needs another
     assert used.keys() - cors - texts.keys() == others
     for name in set(texts) - {"metric_time_interval"}:  # upstream has no variable for that one
         text = texts[name]
@@ -197,9 +206,38 @@ def test_every_variable_of_the_other_keys_is_read(load: Load) -> None:
     for key in KEYS:
         if key.effect is Effect.NOT_YET and key.env is not None:
             assert load(ENVIRONMENT_ON, **{key.env: "x"}).warnings == (f"without effect in this release: {key.name}",)
-        if key.effect is Effect.REFUSED:
-            with pytest.raises(BadConfiguration, match=f"^{key.name}=true .{key.env}.: {NOT_BUILT}"):
-                load(ENVIRONMENT_ON, **{str(key.env): "true"})
+
+
+def test_certificates(load: Load, cwd: Path) -> None:
+    """The keystore wins over https addresses, the PEM files win over gRPC, either serves both."""
+    pem, key, store, ca = (cwd / name for name in ("cert.pem", "key.pem", "store.p12", "ca.pem"))
+    for file in (pem, key, store, ca):
+        file.touch()
+    pair = "certificate_file=cert.pem\nprivate_key_file=key.pem\n"
+    tls = "inference_address=https://127.0.0.1\nenable_grpc_ssl=true\n"
+    read = load(pair + tls + "tls_client_ca=ca.pem")
+    assert read.inference == Address("127.0.0.1", 443, secure=True)
+    assert read.https_certificates == read.grpc_certificates == Certificates(pem, key, client_ca=ca)
+    read = load(pair + tls + "keystore=store.p12")
+    assert read.https_certificates == Certificates(keystore=store, password="changeit")
+    assert read.grpc_certificates == Certificates(pem, key)
+    read = load(tls + "keystore=store.p12\nkeystore_pass=other\nkeystore_type=pkcs12")
+    assert read.https_certificates == read.grpc_certificates == Certificates(keystore=store, password="other")
+    assert "other" not in repr(read)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("management_address=https://127.0.0.1", "management_address=https://127.0.0.1:8444: TLS needs a certificate"),
+        ("enable_grpc_ssl=true", "enable_grpc_ssl=true: TLS needs a certificate"),
+        ("certificate_file=config.properties", "private_key_file: it is missing; certificate_file does not go without"),
+        ("private_key_file=config.properties", "certificate_file: it is missing; private_key_file does not go without"),
+    ],
+)
+def test_certificates_that_are_missing(load: Load, text: str, message: str) -> None:
+    with pytest.raises(BadConfiguration, match=message):
+        load(text)
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------
@@ -402,10 +440,8 @@ NO_ADDRESSES = [
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("inference_address=https://127.0.0.1:8443", NOT_BUILT),
         ("management_address=unix:/run/ts.sock", NOT_BUILT),
-        ("metrics_address=HTTPS://localhost", NOT_BUILT),
-        *((f"inference_address={bad}", "allowed is http://host[:port] with a port from 0") for bad in NO_ADDRESSES),
+        *((f"inference_address={bad}", "allowed is http://host[:port] or https://host[:port]") for bad in NO_ADDRESSES),
         ("model_store=nowhere", "--model-store directory not found: nowhere"),
         ("model_store=", "allowed is the path of a folder"),
         ("state_dir=", "allowed is the path of a folder"),
@@ -419,10 +455,8 @@ NO_ADDRESSES = [
         ("use_env_allowed_urls=yes", "allowed is true or false"),
         ("disable_token_authorization=yes", "allowed is true or false"),
         ("disable_token_authorization=false", NOT_BUILT),
-        ("private_key_file=key.pem", NOT_BUILT),
-        ("certificate_file=cert.pem", NOT_BUILT),
-        ("keystore=keystore.p12", NOT_BUILT),
-        ("enable_grpc_ssl=true", NOT_BUILT),
+        ("private_key_file=key.pem", "allowed is the path of a file that exists"),
+        ("keystore_type=JKS", "allowed is PKCS12; a Java keystore is made one by keytool"),
         *((f"service_envelope={name}", "allowed is body or json or kserve or kservev2") for name in ("base", "KServe")),
         ("ts_open_inference_protocol=oip", "allowed is true or false"),
         ("blacklist_env_vars=.*(SECRET", "allowed is a regular expression in Python's syntax; this is none: missing )"),

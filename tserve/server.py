@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tserve.domain.devices import Placement
 from tserve.domain.plan import PoolSpec
 from tserve.domain.registry import Registry
 from tserve.domain.versions import Key
+from tserve.errors import BadConfiguration
 from tserve.http.app import make_app
 from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
@@ -41,6 +43,7 @@ from tserve.metrics.recorder import Metrics
 from tserve.net.listening import bind
 from tserve.net.poller import Poller
 from tserve.net.timers import Timers
+from tserve.net.tls import Tls
 from tserve.runtime.devices import NvmlDevices
 from tserve.runtime.environments import Environments
 from tserve.runtime.family import Family, adopt
@@ -100,6 +103,14 @@ def _bind(settings: Settings) -> dict[tuple[str, ...], socket.socket]:
     return bound
 
 
+def _make_tls(settings: Settings) -> tuple[Tls | None, Tls | None]:
+    """For the `https` addresses, and for gRPC; None where nobody asks for it.  Raises BadConfiguration."""
+    secure = any(address.secure for address in (settings.inference, settings.management, settings.metrics))
+    http = Tls(settings.https_certificates, protocols=["http/1.1"]) if secure else None
+    grpc = settings.enable_grpc and settings.enable_grpc_ssl
+    return http, Tls(settings.grpc_certificates, protocols=["h2"]) if grpc else None
+
+
 class _Server:
     def __init__(self, settings: Settings, database: Path) -> None:
         self._settings = settings
@@ -108,6 +119,7 @@ class _Server:
         self._devices = NvmlDevices(most=settings.number_of_gpu, visible=settings.cuda_visible_devices)
         self._catalogue = read_catalogue(settings.metrics_config)
         self._poller, self._timers = Poller(), Timers()
+        self._tls, self._grpc_tls = _make_tls(settings)
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
         self._drained_by = math.inf
@@ -120,6 +132,8 @@ class _Server:
         await self._keep.prepare({version.digest for version in self._registry})
         async with trio.open_nursery() as nursery:
             await nursery.start(self._listen_to_signals)
+            if self._tls is not None or self._grpc_tls is not None:
+                nursery.start_soon(self._reload_certificates)
             await nursery.start(self._history.run)  # out here it outlives the workers, also those that are cut short
             with self._hurry:
                 await self._serve(sockets)
@@ -242,7 +256,8 @@ class _Server:
                     cors=settings.cors_headers,
                     metrics=metrics,
                 )
-                serving = partial(serve, app, bound, shutdown=self._stop, drain_s=DRAIN_S, hard_s=HARD_S)
+                tls = self._tls if getattr(settings, roles[0]).secure else None
+                serving = partial(serve, app, bound, tls=tls, shutdown=self._stop, drain_s=DRAIN_S, hard_s=HARD_S)
                 await nursery.start(serving)
             if settings.enable_grpc:
                 urls |= await self._listen_grpc(nursery, use_cases, metrics)
@@ -256,7 +271,7 @@ class _Server:
     async def _listen_grpc(self, nursery: trio.Nursery, use_cases: UseCases, metrics: Metrics) -> dict[str, str]:
         """The addresses.  Only now, and in a thread: its import takes a tenth of a second; HTTP is served by then."""
         grpc = await trio.to_thread.run_sync(importlib.import_module, "tserve.grpc.listeners")
-        listeners = grpc.make_listeners(self._settings, use_cases)
+        listeners = grpc.make_listeners(self._settings, use_cases, tls=self._grpc_tls)
         serving = partial(
             grpc.serve,
             listeners,
@@ -268,6 +283,17 @@ class _Server:
         )
         ports = await nursery.start(serving)
         return {name: Address(listeners[name].address.host, port).netloc for name, port in ports.items()}
+
+    async def _reload_certificates(self) -> None:
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                for tls in filter(None, (self._tls, self._grpc_tls)):
+                    try:
+                        tls.reload()
+                    except BadConfiguration as e:
+                        _log.error("the certificates stay as they are: %s", e)
+                    else:
+                        _log.info("certificates are read anew")
 
     async def _listen_to_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -289,7 +315,7 @@ def _urls(settings: Settings, sockets: dict[tuple[str, ...], socket.socket]) -> 
     urls = {}
     for roles, bound in sockets.items():
         for role in roles:
-            urls[role] = Address(getattr(settings, role).host, bound.getsockname()[1]).url
+            urls[role] = replace(getattr(settings, role), port=bound.getsockname()[1]).url
     return urls
 
 

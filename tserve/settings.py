@@ -14,9 +14,9 @@ from typing import Literal
 
 from tserve.errors import BadConfiguration
 from tserve.settings_keys import KEYS, Effect
-from tserve.settings_values import Address, Given, ModelSettings
+from tserve.settings_values import Address, Certificates, Given, ModelSettings
 
-__all__ = ["Address", "ModelSettings", "Options", "Settings", "load_settings"]
+__all__ = ["Address", "Certificates", "ModelSettings", "Options", "Settings", "load_settings"]
 
 _INFERENCE, _MANAGEMENT, _METRICS = (Address("127.0.0.1", port) for port in (8080, 8081, 8082))
 _CORS_HEADERS = {
@@ -55,6 +55,13 @@ class Settings:
     grpc_management_port: int = 7071
     grpc_management_max_connection_age_ms: int | None = None
     grpc_management_max_connection_age_grace_ms: int | None = None
+    private_key_file: Path | None = None
+    certificate_file: Path | None = None
+    keystore: Path | None = None
+    keystore_pass: str = field(default="changeit", repr=False)
+    keystore_type: str = "PKCS12"
+    enable_grpc_ssl: bool = False
+    tls_client_ca: Path | None = None
     metrics_mode: Literal["log", "prometheus", "legacy"] = "log"
     metrics_config: Path | None = None
     model_metrics_auto_detect: bool = False
@@ -105,6 +112,20 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
     @property
+    def https_certificates(self) -> Certificates:
+        """The keystore wins (spec/server.md section 3)."""
+        if self.keystore is not None:
+            return Certificates(keystore=self.keystore, password=self.keystore_pass, client_ca=self.tls_client_ca)
+        return Certificates(self.certificate_file, self.private_key_file, client_ca=self.tls_client_ca)
+
+    @property
+    def grpc_certificates(self) -> Certificates:
+        """The PEM files win, which is all that the recorded server knows here."""
+        if self.certificate_file is None:
+            return self.https_certificates
+        return Certificates(self.certificate_file, self.private_key_file, client_ca=self.tls_client_ca)
+
+    @property
     def grpc_inference(self) -> Address:
         return Address(self.grpc_inference_address, self.grpc_inference_port)
 
@@ -150,6 +171,7 @@ def load_settings(options: Options, environ: Mapping[str, str], cwd: Path) -> Se
     members["omp_num_threads"] = _omp_threads(environ.get("OMP_NUM_THREADS", ""))
     members["pip_options"] = tuple((name, environ[name]) for name in _PIP_OPTIONS if name in environ)
     settings = Settings(**members, warnings=(*warnings, *_notices(texts, options)))  # type: ignore[arg-type]
+    _check_certificates(settings)
     if "disable_token_authorization" not in texts:
         _refuse_open_addresses(settings)
     return settings
@@ -251,6 +273,23 @@ def _notices(texts: Mapping[str, _Sourced], options: Options) -> Iterator[str]:
         yield f"without effect in this release: {', '.join((*idle, *options.without_effect))}"
     if unknown := sorted(texts.keys() - {key.name for key in KEYS}):
         yield f"unknown keys, without effect: {', '.join(unknown)}"
+
+
+def _check_certificates(settings: Settings) -> None:
+    """That TLS has what it needs; whether the files can be used is seen when they are read."""
+    if (settings.private_key_file is None) != (settings.certificate_file is None):
+        missing, there = "private_key_file", "certificate_file"
+        if settings.certificate_file is None:
+            missing, there = there, missing
+        raise BadConfiguration(f"{missing}: it is missing; {there} does not go without it")
+    secure = [name for name in ("inference", "management", "metrics") if getattr(settings, name).secure]
+    asking = "enable_grpc_ssl=true" if settings.enable_grpc_ssl else ""
+    if secure:
+        asking = f"{secure[0]}_address={getattr(settings, secure[0]).url}"
+    if asking and settings.keystore is None and settings.certificate_file is None:
+        raise BadConfiguration(
+            f"{asking}: TLS needs a certificate; allowed is certificate_file with private_key_file, or keystore"
+        )
 
 
 def _refuse_open_addresses(settings: Settings) -> None:

@@ -17,7 +17,6 @@ class Effect(Enum):
     """What a key does; the values are the headings of docs/configuration.md."""
 
     USED = "Keys in use"
-    REFUSED = "Keys that refuse the start"
     NOT_YET = "Keys without effect yet"
     NONE = "Keys without meaning here"
 
@@ -54,29 +53,28 @@ def _used(name: str, parse: Parser, description: str) -> Key:
     return Key(name, Effect.USED, description, parse, name)
 
 
-def _refused(name: str, parse: Parser, description: str) -> Key:
-    return Key(name, Effect.REFUSED, description, parse)
-
-
-_NO_TLS = read.must_be_empty("leave it out and put a TLS proxy in front")
-_KEEP_FALSE = read.must_be(False, "set it to false")
-
 _LISTENERS = (
     Key(
         "inference_address",
         Effect.USED,
-        "Listener of predictions, `http://host[:port]`; port 80 if left out",
-        read.address(80),
+        "Listener of predictions, `http://host[:port]` or `https://…`; port 80 or 443 if left out",
+        read.address(80, 443),
         "inference",
     ),
     Key(
         "management_address",
         Effect.USED,
-        "Listener of model management; port 8081 if left out",
-        read.address(8081),
+        "Listener of model management; port 8081 or 8444 if left out",
+        read.address(8081, 8444),
         "management",
     ),
-    Key("metrics_address", Effect.USED, "Listener of metrics; port 8082 if left out", read.address(8082), "metrics"),
+    Key(
+        "metrics_address",
+        Effect.USED,
+        "Listener of metrics; port 8082 or 8445 if left out",
+        read.address(8082, 8445),
+        "metrics",
+    ),
     Key("cors_allowed_origin", Effect.USED, "Sent as `access-control-allow-origin`", read.header_value),
     Key("cors_allowed_methods", Effect.USED, "Sent as `access-control-allow-methods`", read.header_value),
     Key("cors_allowed_headers", Effect.USED, "Sent as `access-control-allow-headers`", read.header_value),
@@ -236,11 +234,18 @@ _WORKERS = (
     _used("worker_restart_period", read.number(1), "Seconds in which those restarts are counted (tserve's own key)"),
 )
 
-_REFUSED = (
-    _refused("private_key_file", _NO_TLS, "TLS; refused unless empty"),
-    _refused("certificate_file", _NO_TLS, "TLS; refused unless empty"),
-    _refused("keystore", _NO_TLS, "TLS; refused unless empty"),
-    _refused("enable_grpc_ssl", _KEEP_FALSE, "TLS for gRPC; refused unless `false`"),
+_TLS = (
+    _used("private_key_file", read.file, "Key of `https` addresses and of gRPC with TLS, PEM without a password"),
+    _used("certificate_file", read.file, "Its certificate, PEM, with those that lead to the root behind it"),
+    _used("keystore", read.file, "Both in one PKCS #12 file, in place of the PEM files for `https` addresses"),
+    _used("keystore_pass", read.secret, "Its password"),
+    _used("keystore_type", read.keystore_type, "`PKCS12`; a Java keystore has to be converted, see below"),
+    _used("enable_grpc_ssl", read.boolean, "TLS on both gRPC ports, with the PEM files if they are given"),
+    _used(
+        "tls_client_ca",
+        read.file,
+        "PEM file: with TLS only clients whose certificate one of these has signed (tserve's own key)",
+    ),
 )
 
 _NOT_YET = {
@@ -263,8 +268,6 @@ _NO_MEANING = {
     "io_ratio": "Scheduling of the Java front end",
     "async_logging": "Logging of the Java front end",
     "plugins_path": "Java plug-ins",
-    "keystore_pass": "Goes with `keystore`",
-    "keystore_type": "Goes with `keystore`",
     "model_server_home": "Where the Java front end finds its Python code",
     "version": "Written by upstream into its snapshots",
     "tsConfigFile": "Written by upstream into its snapshots",
@@ -279,7 +282,7 @@ KEYS: tuple[Key, ...] = (
     *_METRICS,
     *_MODELS,
     *_WORKERS,
-    *_REFUSED,
+    *_TLS,
     *(Key(name, Effect.NOT_YET, description) for name, description in _NOT_YET.items()),
     *(Key(name, Effect.NONE, description) for name, description in _NO_MEANING.items()),
 )

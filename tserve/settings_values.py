@@ -25,6 +25,7 @@ class Address:
 
     host: str
     port: int
+    secure: bool = False  # over TLS
 
     @property
     def netloc(self) -> str:
@@ -32,7 +33,7 @@ class Address:
 
     @property
     def url(self) -> str:
-        return f"http://{self.netloc}"
+        return f"{'https' if self.secure else 'http'}://{self.netloc}"
 
     @property
     def is_loopback(self) -> bool:
@@ -43,6 +44,20 @@ class Address:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Where a listener's key and certificate are: a keystore, or a pair of PEM files.
+
+    `client_ca` names a file with the certificates that clients have to be signed by; None asks them for nothing.
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    keystore: Path | None = None
+    password: str = ""
+    client_ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +134,20 @@ def choice(*choices: str) -> Parser:
     return parse
 
 
-def address(default_port: int) -> Parser:
-    """`http://host[:port]`; an IPv6 number stands in brackets, as in any URL."""
+def address(default_port: int, default_secure_port: int) -> Parser:
+    """`http://host[:port]` or `https://…`; an IPv6 number stands in brackets, as in any URL."""
 
     def parse(given: Given) -> Address:
         text = given.text.strip()
-        if text.lower().startswith(("https://", "unix:")):
-            raise given.not_built("use http://host[:port]")
-        match = re.fullmatch(r"http://(\[[^\]]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", text, re.IGNORECASE | re.ASCII)
-        if match is None or not _is_host(match[1]) or int(match[2] or default_port) > 65535:
-            raise given.bad("http://host[:port] with a port from 0 to 65535")
-        return Address(match[1].strip("[]"), int(match[2] or default_port))
+        if text.lower().startswith("unix:"):
+            raise given.not_built("use http://host[:port] or https://host[:port]")
+        found = re.fullmatch(r"(https?)://(\[[^\]]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", text, re.IGNORECASE | re.ASCII)
+        if found is not None and _is_host(found[2]):
+            secure = found[1].lower() == "https"
+            port = int(found[3] or (default_secure_port if secure else default_port))
+            if port <= 65535:
+                return Address(found[2].strip("[]"), port, secure)
+        raise given.bad("http://host[:port] or https://host[:port] with a port from 0 to 65535")
 
     return parse
 
@@ -176,6 +194,17 @@ def file(given: Given) -> Path | None:
     if not found.is_file():
         raise given.bad("the path of a file that exists")
     return found
+
+
+def secret(given: Given) -> str:
+    """Any text, taken as it is."""
+    return given.text
+
+
+def keystore_type(given: Given) -> str:
+    if given.text.strip().upper() != "PKCS12":
+        raise given.bad("PKCS12; a Java keystore is made one by keytool -importkeystore -deststoretype PKCS12")
+    return "PKCS12"
 
 
 def program(given: Given) -> str | None:
@@ -294,14 +323,6 @@ def _positive(given: Given, value: object, where: str) -> int | None:
             f"{where}={json.dumps(value)} ({given.origin}): allowed is a whole number up to {_INT32_MAX}"
         )
     return int(text) if int(text) > 0 else None
-
-
-def must_be_empty(instead: str) -> Parser:
-    def parse(given: Given) -> None:
-        if given.text.strip():
-            raise given.not_built(instead)
-
-    return parse
 
 
 def must_be(wanted: bool, instead: str) -> Parser:

@@ -31,8 +31,8 @@ def make_server(request: pytest.FixtureRequest, tmp_path: Path, store: Path) -> 
     made: list[Server] = []
     first = ["worker_start=fresh"] if request.node.get_closest_marker("fresh") is not None else []
 
-    def make(*config: str) -> Server:
-        server = Server(tmp_path / f"server{len(made)}", store, [*first, *config])
+    def make(*config: str, grpc: bool = False) -> Server:
+        server = Server(tmp_path / f"server{len(made)}", store, [*first, *config], grpc=grpc)
         made.append(server)
         return server
 

@@ -11,19 +11,21 @@ from tserve.grpc.methods import Service
 from tserve.grpc.open_inference import open_inference_services
 from tserve.grpc.reflection import reflection_services
 from tserve.grpc.server import Listener, serve
+from tserve.net.tls import Tls
 from tserve.services.use_cases import UseCases
 from tserve.settings import Settings
 
 __all__ = ["make_listeners", "serve"]
 
 
-def make_listeners(settings: Settings, use_cases: UseCases) -> Mapping[str, Listener]:
+def make_listeners(settings: Settings, use_cases: UseCases, *, tls: Tls | None = None) -> Mapping[str, Listener]:
     """By the name that endpoints.json gives them."""
     return {
         "grpc_inference": Listener(
             settings.grpc_inference,
             _with_standard(_inference_services(settings, use_cases), use_cases.open_inference.server_is_ready),
             most_bytes=settings.max_request_size,
+            tls=tls,
             max_age_ms=settings.grpc_inference_max_connection_age_ms,
             max_age_grace_ms=settings.grpc_inference_max_connection_age_grace_ms,
         ),
@@ -31,6 +33,7 @@ def make_listeners(settings: Settings, use_cases: UseCases) -> Mapping[str, List
             settings.grpc_management,
             _with_standard([management_service(use_cases, model_api=settings.enable_model_api)], lambda: True),
             most_bytes=settings.max_request_size,
+            tls=tls,
             max_age_ms=settings.grpc_management_max_connection_age_ms,
             max_age_grace_ms=settings.grpc_management_max_connection_age_grace_ms,
         ),

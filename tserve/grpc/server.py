@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from tserve.grpc.methods import Call, Service
 from tserve.net.listening import bind
 from tserve.net.poller import Poller
 from tserve.net.timers import Timers
+from tserve.net.tls import Tls
 from tserve.net.transport import Transport
 from tserve.settings import Address
 
@@ -48,7 +48,7 @@ class Listener:
     services: Sequence[Service]
     most_bytes: int
     admit: Admit = admit_all
-    tls: ssl.SSLContext | None = None
+    tls: Tls | None = None
     max_age_ms: int | None = None
     max_age_grace_ms: int | None = None
 
@@ -159,7 +159,8 @@ class _Door:
                 continue  # that client has gone again
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            Client(Transport(sock, self._poller, self._timers, tls=self._tls), address[0], self._port).start()
+            tls = self._tls.context if self._tls is not None else None
+            Client(Transport(sock, self._poller, self._timers, tls=tls), address[0], self._port).start()
 
     def let_go(self) -> None:
         self._stop_listening()

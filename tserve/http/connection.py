@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from math import inf
+from typing import Protocol
 
 import trio
 from h2.errors import ErrorCodes
@@ -34,6 +35,7 @@ from hypercorn.utils import parse_socket_addr
 
 from tserve.errors import StreamCut
 from tserve.http.http1 import Http1
+from tserve.http.secure import SecureStream
 
 KEEP_ALIVE_S = 75.0  # a connection without a request, and without a byte of one
 HEAD_S = 10.0  # from the first byte of a request's head to its last
@@ -116,14 +118,27 @@ async def _break_off(send: Send) -> None:
         await protocol._flush()
 
 
+class Stream(Protocol):
+    """What a connection is read from and written to: a SocketStream, or one with TLS."""
+
+    socket: trio.socket.SocketType
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+
 class Connection:
     """Reads for one client, and owns its socket until `run` returns."""
 
-    def __init__(self, app: AppWrapper, config: Config, stream: trio.SocketStream) -> None:
+    def __init__(self, app: AppWrapper, config: Config, stream: Stream) -> None:
         self._app = app
         self._config = config
         self._context = WorkerContext(None)
         self._stream = stream
+        self._secure = isinstance(stream, SecureStream)
         self._send_lock = trio.Lock()
         self._waiting = trio.CancelScope(deadline=trio.current_time() + KEEP_ALIVE_S)
         self._protocol: ProtocolWrapper | None = None
@@ -137,7 +152,7 @@ class Connection:
             self._protocol = protocol = self._open_protocol(nursery)
             await self._read(protocol)
             await protocol.handle(Closed())
-            if self._ended and _may_send_more(protocol):
+            if self._ended and (self._secure or _may_send_more(protocol)):
                 await self._linger()
             self.close()
             nursery.cancel_scope.cancel()
@@ -171,7 +186,7 @@ class Connection:
             self._context,
             AppTasks(nursery),
             ConnectionState({}),
-            False,
+            self._secure,
             parse_socket_addr(socket.family, socket.getpeername()),
             parse_socket_addr(socket.family, socket.getsockname()),
             self._on_event,

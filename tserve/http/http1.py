@@ -30,6 +30,15 @@ def invalid_message_response() -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     return reply.status, [(name.encode(), value.encode()) for name, value in headers], reply.body
 
 
+def only_https_response() -> bytes:
+    """The whole answer to plain HTTP where TLS is spoken (spec/server.md section 5)."""
+    body = b'{\n  "status": "This TorchServe instance only accepts HTTPS requests"\n}\n'
+    head = (
+        b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    )
+    return head % len(body) + body
+
+
 class Http1(H11Protocol):
     """The server's side of one HTTP/1.1 connection.
 

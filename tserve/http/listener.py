@@ -20,8 +20,10 @@ from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.typing import ASGIFramework
 
-from tserve.http.connection import Connection
+from tserve.http.connection import HEAD_S, Connection, Stream
 from tserve.http.http1 import invalid_message_response
+from tserve.http.secure import secured
+from tserve.net.tls import Tls
 
 __all__ = ["Listener", "invalid_message_response", "serve"]
 
@@ -31,7 +33,8 @@ log = logging.getLogger("tserve.http")
 class Listener:
     """What the connections of one ASGI application share; it owns them while `serve_connection` runs."""
 
-    def __init__(self, app: ASGIFramework) -> None:
+    def __init__(self, app: ASGIFramework, tls: Tls | None = None) -> None:
+        self._tls = tls
         self._app = ASGIWrapper(app)
         self._config = _hypercorn_config()
         self._open: set[Connection] = set()
@@ -41,16 +44,23 @@ class Listener:
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
         """Serve one client until it or we are done.  Raises nothing but Cancelled, and always closes the stream."""
+        try:
+            with stream.socket:
+                found = stream if self._tls is None else await secured(stream, self._tls.context, limit_s=HEAD_S)
+                if found is not None:
+                    await self._serve_stream(found)
+        except* (OSError, trio.BrokenResourceError) as group:
+            log.debug("a connection broke", exc_info=group)
+        except* Exception as group:
+            log.warning("a connection was closed on an error in its protocol", exc_info=group)
+
+    async def _serve_stream(self, stream: Stream) -> None:
         connection = Connection(self._app, self._config, stream)
         self._open.add(connection)
         try:
             if self._stopping:
                 await connection.stop()
             await connection.run()
-        except* OSError as group:
-            log.debug("a connection broke", exc_info=group)
-        except* Exception as group:
-            log.warning("a connection was closed on an error in its protocol", exc_info=group)
         finally:
             connection.close()
             self._open.discard(connection)
@@ -126,6 +136,7 @@ async def serve(
     app: ASGIFramework,
     sock: socket.socket,
     *,
+    tls: Tls | None = None,
     shutdown: trio.Event,
     drain_s: float,
     hard_s: float,
@@ -139,7 +150,7 @@ async def serve(
     `serve` skips the drain.
     """
     with sock:
-        await Listener(app).run(sock, shutdown=shutdown, drain_s=drain_s, hard_s=hard_s, task_status=task_status)
+        await Listener(app, tls).run(sock, shutdown=shutdown, drain_s=drain_s, hard_s=hard_s, task_status=task_status)
 
 
 def _hypercorn_config() -> Config:
