@@ -349,6 +349,7 @@ def test_an_empty_list_of_urls_allows_none(load: Load) -> None:
 NUMBERS = [
     *("default_workers_per_model", "default_response_timeout", "default_startup_timeout", "unregister_model_timeout"),
     *("job_queue_size", "max_request_size", "max_response_size", "initial_worker_port", "number_of_gpu"),
+    "max_connections",
     *("worker_threads", "worker_memory_limit", "worker_process_limit", "worker_file_limit"),
     *("max_worker_restarts", "worker_restart_period", "environment_timeout", "metric_time_interval"),
     *("grpc_inference_port", "grpc_inference_max_connection_age_ms", "grpc_inference_max_connection_age_grace_ms"),
@@ -356,7 +357,7 @@ NUMBERS = [
 ]
 FROM_ONE = {
     *("default_response_timeout", "default_startup_timeout", "job_queue_size", "max_request_size", "max_response_size"),
-    *("worker_restart_period", "environment_timeout", "metric_time_interval"),
+    *("worker_restart_period", "environment_timeout", "metric_time_interval", "max_connections"),
     *(name for name in NUMBERS if "max_connection_age" in name),
 }
 MOST = {

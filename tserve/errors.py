@@ -182,6 +182,12 @@ class ServiceUnavailable(TserveError):
         )
 
     @classmethod
+    def too_many_connections(cls, most: int) -> ServiceUnavailable:
+        """All of them are at work: one that is idle would have been closed for the new one."""
+        cause = {"reason": "too_many_connections", "field": "max_connections", "allowed": f"at most {most} on a port"}
+        return cls("Too many connections.", cause=cause)
+
+    @classmethod
     def no_worker_to_describe(cls, name: str, *, cause: Mapping[str, object] | None = None) -> ServiceUnavailable:
         """The sentence of a describe call with `customized=true` (spec/management.md section 1.6)."""
         return cls(

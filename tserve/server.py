@@ -40,6 +40,7 @@ from tserve.http.routes import Table
 from tserve.metrics.catalogue import read_catalogue
 from tserve.metrics.files import MetricsFiles
 from tserve.metrics.recorder import Metrics
+from tserve.net.descriptors import connections_of
 from tserve.net.listening import bind
 from tserve.net.poller import Poller
 from tserve.net.timers import Timers
@@ -120,6 +121,14 @@ class _Server:
         self._catalogue = read_catalogue(settings.metrics_config)
         self._poller, self._timers = Poller(), Timers()
         self._tls, self._grpc_tls = _make_tls(settings)
+        ports = 5 if settings.enable_grpc else 3
+        self._most_connections = connections_of(ports, wanted=settings.max_connections)
+        if self._most_connections < settings.max_connections:
+            _log.warning(
+                "max_connections is %d, not %d: this process may open no more files",
+                self._most_connections,
+                settings.max_connections,
+            )
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
         self._drained_by = math.inf
@@ -257,7 +266,16 @@ class _Server:
                     metrics=metrics,
                 )
                 tls = self._tls if getattr(settings, roles[0]).secure else None
-                serving = partial(serve, app, bound, tls=tls, shutdown=self._stop, drain_s=DRAIN_S, hard_s=HARD_S)
+                serving = partial(
+                    serve,
+                    app,
+                    bound,
+                    tls=tls,
+                    most_connections=self._most_connections,
+                    shutdown=self._stop,
+                    drain_s=DRAIN_S,
+                    hard_s=HARD_S,
+                )
                 await nursery.start(serving)
             if settings.enable_grpc:
                 urls |= await self._listen_grpc(nursery, use_cases, metrics)
@@ -271,7 +289,9 @@ class _Server:
     async def _listen_grpc(self, nursery: trio.Nursery, use_cases: UseCases, metrics: Metrics) -> dict[str, str]:
         """The addresses.  Only now, and in a thread: its import takes a tenth of a second; HTTP is served by then."""
         grpc = await trio.to_thread.run_sync(importlib.import_module, "tserve.grpc.listeners")
-        listeners = grpc.make_listeners(self._settings, use_cases, tls=self._grpc_tls)
+        listeners = grpc.make_listeners(
+            self._settings, use_cases, tls=self._grpc_tls, most_connections=self._most_connections
+        )
         serving = partial(
             grpc.serve,
             listeners,

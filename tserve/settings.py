@@ -77,6 +77,7 @@ class Settings:
     unregister_model_timeout: int = 120
     ts_open_inference_protocol: bool = False
     job_queue_size: int = 100
+    max_connections: int = 4096
     max_request_size: int = 6553500
     max_response_size: int = 6553500
     initial_worker_port: int = 9000

@@ -80,6 +80,7 @@ _LISTENERS = (
     Key("cors_allowed_headers", Effect.USED, "Sent as `access-control-allow-headers`", read.header_value),
     _used("max_request_size", read.number(1), "Largest request body in bytes"),
     _used("max_response_size", read.number(1), "Largest answer of a worker in bytes"),
+    _used("max_connections", read.number(1), "Connections that a port may have; see below (tserve's own key)"),
     Key(
         "disable_token_authorization",
         Effect.USED,

@@ -10,7 +10,7 @@ import logging
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -190,12 +190,15 @@ class Http2:
 
 
 @asynccontextmanager
-async def serving(app: object, drain_s: float = DRAIN_S, hard_s: float = HARD_S) -> AsyncIterator[Server]:
+async def serving(
+    app: object, drain_s: float = DRAIN_S, hard_s: float = HARD_S, **limits: int
+) -> AsyncIterator[Server]:
     sock = bind("127.0.0.1", 0)
     server = Server(sock.getsockname(), trio.Event(), trio.Event())
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
-        await serve(app, sock, shutdown=server.shutdown, drain_s=drain_s, hard_s=hard_s, task_status=task_status)
+        times = {"drain_s": drain_s, "hard_s": hard_s}
+        await serve(app, sock, shutdown=server.shutdown, task_status=task_status, **times, **limits)
         server.ended.set()
 
     with trio.fail_after(KEEP_ALIVE_S * 4):
@@ -487,6 +490,35 @@ async def test_a_body_that_stops_is_cut_and_one_that_goes_on_is_not(app: Bare, c
         start = trio.current_time()
         await Reader(stream).end()
         assert trio.current_time() - start == pytest.approx(STALL_S, abs=1)
+
+
+async def test_a_new_connection_takes_the_place_of_an_idle_one(app: Bare, clock: MockClock) -> None:
+    async with serving(app, most_connections=3) as server, AsyncExitStack() as open_ones:
+        first, second, third = [await open_ones.enter_async_context(await server.connect()) for _ in range(3)]
+        for stream in (second, third, first):  # the second one has been idle for longest
+            await stream.send_all(get("/ok"))
+            assert (await Reader(stream).answer())[2] == b"ok"
+            await trio.sleep(1)
+        assert (await server.ask(get("/ok")))[2] == b"ok"
+        assert await second.receive_some() == b""
+        for stream in (first, third):
+            await stream.send_all(get("/ok"))
+            assert (await Reader(stream).answer())[2] == b"ok"
+
+
+async def test_connections_that_are_at_work_keep_their_places(app: Bare, clock: MockClock) -> None:
+    async with serving(app, most_connections=1) as server, await server.connect() as busy:
+        await busy.send_all(get("/wait"))
+        await app.started.wait()
+        start, _, body = await server.ask(get("/ok"))
+        assert start == b"HTTP/1.1 503 Service Unavailable"
+        error = json.loads(body)
+        assert error["type"] == "ServiceUnavailableException"
+        assert error["tserve"]["reason"] == "too_many_connections"
+        app.proceed.set()
+        assert (await Reader(busy).answer())[0] == b"HTTP/1.1 200 OK"
+        await busy.aclose()
+        assert (await server.ask(get("/ok")))[2] == b"ok"
 
 
 async def test_a_long_answer_time_is_no_stall(app: Bare, clock: MockClock) -> None:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import trio
+
 from tserve.grpc.codes import Code
 from tserve.grpc.exchange import Endpoint, Exchange, Surroundings
 from tserve.grpc.headers import Head, read_head, refusal
@@ -46,11 +48,16 @@ class Client:
         self._transport = transport
         self._port = port
         self.http2 = Connection(self, read_head)
+        self.idle_since = trio.current_time()  # of one that is idle
         self._scheduled = False
         self._first = b""
         self._timers: list[Timer] = [port.around.timers.after(GREETING_S, self._greeting_is_due)]
         if port.max_age_s is not None:
             self._timers.append(port.around.timers.after(port.max_age_s, self._grow_old))
+
+    @property
+    def idle(self) -> bool:
+        return not self.http2.streams
 
     def start(self) -> None:
         self._port.clients.add(self)
@@ -102,6 +109,7 @@ class Client:
     # -- what HTTP/2 says (tserve.grpc.http2.Sink)
 
     def request(self, stream: Stream, head: Head) -> None:
+        self.idle_since = trio.current_time()  # as good as its end
         endpoint = self._port.endpoints.get(head.path)
         problem = head.problem
         if problem is None and endpoint is None:

@@ -10,7 +10,7 @@ from tserve.grpc.management import management_service
 from tserve.grpc.methods import Service
 from tserve.grpc.open_inference import open_inference_services
 from tserve.grpc.reflection import reflection_services
-from tserve.grpc.server import Listener, serve
+from tserve.grpc.server import MOST_CONNECTIONS, Listener, serve
 from tserve.net.tls import Tls
 from tserve.services.use_cases import UseCases
 from tserve.settings import Settings
@@ -18,7 +18,9 @@ from tserve.settings import Settings
 __all__ = ["make_listeners", "serve"]
 
 
-def make_listeners(settings: Settings, use_cases: UseCases, *, tls: Tls | None = None) -> Mapping[str, Listener]:
+def make_listeners(
+    settings: Settings, use_cases: UseCases, *, tls: Tls | None = None, most_connections: int = MOST_CONNECTIONS
+) -> Mapping[str, Listener]:
     """By the name that endpoints.json gives them."""
     return {
         "grpc_inference": Listener(
@@ -26,6 +28,7 @@ def make_listeners(settings: Settings, use_cases: UseCases, *, tls: Tls | None =
             _with_standard(_inference_services(settings, use_cases), use_cases.open_inference.server_is_ready),
             most_bytes=settings.max_request_size,
             tls=tls,
+            most_connections=most_connections,
             max_age_ms=settings.grpc_inference_max_connection_age_ms,
             max_age_grace_ms=settings.grpc_inference_max_connection_age_grace_ms,
         ),

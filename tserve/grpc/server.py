@@ -25,6 +25,7 @@ from tserve.net.tls import Tls
 from tserve.net.transport import Transport
 from tserve.settings import Address
 
+MOST_CONNECTIONS = 4096
 ACCEPT_AT_ONCE = 64
 ACCEPT_AGAIN_S = 0.2  # after the system had no descriptor, or no memory, for another connection
 HELD_BYTES = 64 << 20  # of the messages of one connection, or twice the longest one if that is more
@@ -41,7 +42,8 @@ class Listener:
 
     `admit` sees every call before anything of its message is looked at, and raises TserveError for those that may not
     be made.
-    `tls` None is no TLS.  Ages in milliseconds.
+    `tls` None is no TLS.  Where there are `most_connections`, a new one takes the place of one that is idle, or is
+    closed.  Ages in milliseconds.
     """
 
     address: Address
@@ -49,6 +51,7 @@ class Listener:
     most_bytes: int
     admit: Admit = admit_all
     tls: Tls | None = None
+    most_connections: int = MOST_CONNECTIONS
     max_age_ms: int | None = None
     max_age_grace_ms: int | None = None
 
@@ -113,6 +116,7 @@ class _Door:
         self._poller = poller
         self._timers = around.timers
         self._tls = listener.tls
+        self._most = listener.most_connections
         self.clients: set[Client] = set()
         self._port = Port(
             _endpoints(listener),
@@ -137,6 +141,13 @@ class _Door:
         for client in list(self.clients):
             client.close()
 
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest, so that idle ones cannot keep others out."""
+        idle = min((client for client in self.clients if client.idle), key=lambda c: c.idle_since, default=None)
+        if idle is not None:
+            idle.close()
+        return idle is not None
+
     def _stop_listening(self) -> None:
         if self._sock.fileno() >= 0:
             self._poller.forget(self._sock.fileno())
@@ -157,6 +168,9 @@ class _Door:
                     self._timers.after(ACCEPT_AGAIN_S, self._listen_again)
                     return
                 continue  # that client has gone again
+            if len(self.clients) >= self._most and not self._make_room():
+                sock.close()
+                continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             tls = self._tls.context if self._tls is not None else None

@@ -142,6 +142,7 @@ class Connection:
         self._send_lock = trio.Lock()
         self._waiting = trio.CancelScope(deadline=trio.current_time() + KEEP_ALIVE_S)
         self._protocol: ProtocolWrapper | None = None
+        self._idle_from = trio.current_time()
         self._stopping = False
         self._ended = False  # by the protocol; not by the client, a deadline or `stop`
         self._lost = False
@@ -172,6 +173,15 @@ class Connection:
             self._waiting.cancel()
         else:
             await self._context.terminated.set()
+
+    @property
+    def idle_since(self) -> float | None:
+        """None while a request is being served."""
+        return self._idle_from if self._protocol is not None and _is_idle(self._protocol) else None
+
+    def make_room(self) -> None:
+        """Close an idle connection, for one that asks for something."""
+        self._waiting.cancel()
 
     def close(self) -> None:
         """Close the socket under every task that uses it, shielded ones too."""
@@ -251,6 +261,7 @@ class Connection:
             self._time_idle()
 
     def _time_idle(self) -> None:
+        self._idle_from = trio.current_time()
         self._waiting.deadline = trio.current_time() + (GOODBYE_S if self._stopping else KEEP_ALIVE_S)
 
     async def _end(self) -> None:

@@ -15,7 +15,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.worker_context import EventWrapper
 from hypercorn.typing import H11SendableEvent
 
-from tserve.errors import BadRequest
+from tserve.errors import BadRequest, ServiceUnavailable, TserveError
 from tserve.http.render import all_headers, error_reply
 
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -25,7 +25,19 @@ _REASONS = {**responses, 413: "Request Entity Too Large"}  # as recorded, whatev
 
 def invalid_message_response() -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of the answer to what is not HTTP (spec/management.md section 0)."""
-    reply = error_reply(BadRequest("Invalid HTTP message."))
+    return _parts(BadRequest("Invalid HTTP message."))
+
+
+def too_many_connections_response(most: int) -> bytes:
+    """The whole answer to a client for whose connection there is no room."""
+    status, headers, body = _parts(ServiceUnavailable.too_many_connections(most))
+    fields = {**dict(headers), b"connection": b"close", b"content-length": b"%d" % len(body)}
+    lines = [b"%s: %s\r\n" % field for field in fields.items()]
+    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, responses[status].encode(), b"".join(lines), body)
+
+
+def _parts(error: TserveError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    reply = error_reply(error)
     headers = all_headers(reply, str(uuid.uuid4()), ())
     return reply.status, [(name.encode(), value.encode()) for name, value in headers], reply.body
 

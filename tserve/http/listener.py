@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
+from operator import itemgetter
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -21,11 +22,14 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.typing import ASGIFramework
 
 from tserve.http.connection import HEAD_S, Connection, Stream
-from tserve.http.http1 import invalid_message_response
+from tserve.http.http1 import invalid_message_response, too_many_connections_response
 from tserve.http.secure import secured
 from tserve.net.tls import Tls
 
 __all__ = ["Listener", "invalid_message_response", "serve"]
+
+MOST_CONNECTIONS = 4096
+TURN_AWAY_S = 1.0
 
 log = logging.getLogger("tserve.http")
 
@@ -33,8 +37,10 @@ log = logging.getLogger("tserve.http")
 class Listener:
     """What the connections of one ASGI application share; it owns them while `serve_connection` runs."""
 
-    def __init__(self, app: ASGIFramework, tls: Tls | None = None) -> None:
+    def __init__(self, app: ASGIFramework, tls: Tls | None = None, *, most_connections: int = MOST_CONNECTIONS) -> None:
         self._tls = tls
+        self._most = most_connections
+        self._count = 0
         self._app = ASGIWrapper(app)
         self._config = _hypercorn_config()
         self._open: set[Connection] = set()
@@ -44,8 +50,12 @@ class Listener:
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
         """Serve one client until it or we are done.  Raises nothing but Cancelled, and always closes the stream."""
+        self._count += 1
         try:
             with stream.socket:
+                if self._count > self._most and not self._make_room():
+                    await self._turn_away(stream)
+                    return
                 found = stream if self._tls is None else await secured(stream, self._tls.context, limit_s=HEAD_S)
                 if found is not None:
                     await self._serve_stream(found)
@@ -53,6 +63,23 @@ class Listener:
             log.debug("a connection broke", exc_info=group)
         except* Exception as group:
             log.warning("a connection was closed on an error in its protocol", exc_info=group)
+        finally:
+            self._count -= 1
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest, so that idle ones cannot keep others out."""
+        idle = [(since, connection) for connection in self._open if (since := connection.idle_since) is not None]
+        if idle:
+            min(idle, key=itemgetter(0))[1].make_room()
+        return bool(idle)
+
+    async def _turn_away(self, stream: trio.SocketStream) -> None:
+        if self._tls is None:
+            with trio.move_on_after(TURN_AWAY_S):
+                await stream.send_all(too_many_connections_response(self._most))
+                await stream.send_eof()
+                while await stream.receive_some():  # else a reset could destroy the answer
+                    pass
 
     async def _serve_stream(self, stream: Stream) -> None:
         connection = Connection(self._app, self._config, stream)
@@ -137,6 +164,7 @@ async def serve(
     sock: socket.socket,
     *,
     tls: Tls | None = None,
+    most_connections: int = MOST_CONNECTIONS,
     shutdown: trio.Event,
     drain_s: float,
     hard_s: float,
@@ -144,13 +172,18 @@ async def serve(
 ) -> None:
     """Serve an ASGI application on a listening socket until `shutdown` is set, and close the socket.
 
+    Where there are `most_connections`, a new one takes the place of the one that has been idle for longest; when none
+    is idle it is answered 503.
+
     From then on nothing is accepted and idle connections are closed.  Requests in flight have `drain_s` seconds,
     after which their tasks are cancelled; `hard_s` seconds later their sockets are closed.  So this returns within
     `drain_s + hard_s`, except that an application which shields itself from cancellation bounds itself.  Cancelling
     `serve` skips the drain.
     """
     with sock:
-        await Listener(app, tls).run(sock, shutdown=shutdown, drain_s=drain_s, hard_s=hard_s, task_status=task_status)
+        await Listener(app, tls, most_connections=most_connections).run(
+            sock, shutdown=shutdown, drain_s=drain_s, hard_s=hard_s, task_status=task_status
+        )
 
 
 def _hypercorn_config() -> Config:
