@@ -61,8 +61,7 @@ class Client:
 
     def start(self) -> None:
         self._port.clients.add(self)
-        self._transport.start(self)
-        self.touch()
+        self._transport.start(self)  # what we have to say can wait until it is known that it speaks HTTP/2
 
     def leave(self) -> None:
         """No further calls; the connection ends with the last one."""

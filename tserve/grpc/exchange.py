@@ -129,8 +129,7 @@ class Exchange:
 
     def cut(self) -> None:
         """The server ends, and with it what runs for the call."""
-        self._end(server_stops())
-        self._stop()
+        self.refuse(server_stops())
 
     def refuse(self, why: TserveError | Refusal) -> None:
         """For a reason that its method has no part in."""
@@ -141,8 +140,9 @@ class Exchange:
         self.refuse(Refusal(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", {}))
 
     def _stop(self) -> None:
-        if self._leave is not None:
-            self._leave()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
         if self._scope is not None:
             self._scope.cancel()
         self._arrived.unpark_all()
@@ -157,11 +157,13 @@ class Exchange:
             self._timer.cancel()
         self._messages.clear()
         self._waiting_bytes = 0
+        self._inbox = Inbox(0)
         self._around.answered(self._at.name, code.name, trio.current_time() - self._begun_at)
         if self._scope is None:
             self._gone()
 
     def _gone(self) -> None:
+        self._stream.user = None  # no circle of references: nothing shall wait for the garbage collector
         self._around.running.discard(self)
         self._around.fewer.unpark_all()
 
@@ -208,7 +210,14 @@ class Exchange:
             return
         request = _read(self._at.read, self._messages.popleft()[1])
         self._waiting_bytes = 0
-        self._leave = self._begin(request, self._end)
+        leave = self._begin(request, self._tell)
+        if not self.done:
+            self._leave = leave
+
+    def _tell(self, outcome: Any) -> None:
+        """What was begun has come to its end: there is nothing to leave any more."""
+        self._leave = None
+        self._end(outcome)
 
     def _begin(self, request: Any, tell: Tell) -> Leave:
         """Raises TserveError, Refusal."""

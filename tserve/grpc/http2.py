@@ -191,12 +191,15 @@ class Connection:
         if kind == _Kind.HEADERS:
             self._on_headers(flags, number, payload)
             return
-        self._idle_frames += 1
-        if self._idle_frames > MOST_IDLE_FRAMES:
-            raise _Broken(Error.ENHANCE_YOUR_CALM, "too many frames that are no part of a call")
+        self._count_idle()
         handler = _HANDLERS.get(kind)
         if handler is not None:  # others are to be ignored
             handler(self, flags, number, payload)
+
+    def _count_idle(self) -> None:
+        self._idle_frames += 1
+        if self._idle_frames > MOST_IDLE_FRAMES:
+            raise _Broken(Error.ENHANCE_YOUR_CALM, "too many frames that are no part of a call")
 
     def _on_data(self, flags: int, number: int, payload: bytes) -> None:
         size = len(payload)
@@ -209,7 +212,7 @@ class Connection:
         stream = self.streams.get(number)
         if stream is None:
             self._known_number(number)  # of one that is over, data may be on their way
-            self._idle_frames += 1
+            self._count_idle()
             return
         if stream.ended:
             raise _Broken(Error.STREAM_CLOSED, f"data behind the end of stream {number}")
@@ -221,7 +224,7 @@ class Connection:
         if payload or flags & _END_STREAM:
             self._idle_frames = 0
         else:
-            self._idle_frames += 1
+            self._count_idle()
         stream.ended = bool(flags & _END_STREAM)
         self._sink.data(stream, payload)
 
@@ -272,7 +275,7 @@ class Connection:
             raise _Broken(Error.PROTOCOL_ERROR, f"a request on stream {number}")
         self._last = number
         if self.leaving or len(self.streams) >= MOST_STREAMS:
-            self._idle_frames += 1
+            self._count_idle()
             self._put(_Kind.RST_STREAM, 0, number, _NUMBER.pack(Error.REFUSED_STREAM))
             return
         if isinstance(head, Malformed):

@@ -90,8 +90,9 @@ class Job:
     def finish(self, outcome: Outcome) -> None:
         """Deliver the outcome; the first one counts, later ones are dropped."""
         if not self.done:
-            self.done = True
-            self._on_done(outcome)
+            on_done = self._on_done
+            self.abandon()
+            on_done(outcome)
 
     def begin(self) -> float:
         """A worker has it; the seconds that it has waited for that, now or when that was."""
@@ -107,6 +108,11 @@ class Job:
     def abandon(self) -> None:
         """The client left: whatever comes is dropped."""
         self.done = True
+        self._on_done, self._on_piece = _drop, None  # no circle of references for the garbage collector
+
+
+def _drop(outcome: Outcome) -> None:
+    """For whom nobody waits."""
 
 
 class JobQueue:
