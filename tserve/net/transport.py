@@ -151,11 +151,11 @@ class Transport:
         except OSError:
             self._lose()
             return
-        self.unsent = 0
+        self.unsent = self._tls.early_bytes if self._tls is not None else 0
         self._watch(self._reading)
         if self._ending:
             self._shut()
-        elif self._receiver is not None:
+        elif self._receiver is not None and not self.unsent:
             self._receiver.flushed()
 
     def _take_out(self) -> memoryview:
@@ -186,6 +186,10 @@ class _Tls:
         self._early: list[bytes] = []
 
     @property
+    def early_bytes(self) -> int:
+        return sum(map(len, self._early))
+
+    @property
     def has_more(self) -> bool:
         """Something to be sent that nobody wrote."""
         return self._outgoing.pending > 0
@@ -200,6 +204,7 @@ class _Tls:
                 self._shaken = True
                 for early in self._early:
                     self._object.write(early)
+                self._early.clear()
             while part := self._object.read(CHUNK):
                 said.append(part)
         except ssl.SSLWantReadError:
