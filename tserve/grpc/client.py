@@ -117,7 +117,7 @@ class Client:
             self.http2.headers(stream, problem or b"", end=True)
             return
         stream.user = Exchange(endpoint, head, stream, self, self._port.around)
-        if stream.ended:
+        if stream.ended or endpoint.method.streams_requests:  # which may wait for an answer before they say anything
             stream.user.take(b"")
 
     def data(self, stream: Stream, data: bytes) -> None:
