@@ -173,6 +173,9 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         "keystore_pass": "secret",
         "tls_client_ca": str(file),
         "metrics_mode": "prometheus",
+        "allowed_hosts": "a.example",
+        "disable_token_authorization": "true",
+        "key_file": str(cwd / "key.json"),
         "grpc_inference_address": "localhost",
         "grpc_management_address": "localhost",
         **dict.fromkeys(SEQUENCE_HEADERS, "X-Name"),
@@ -180,7 +183,7 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
     }
     used = {key.name: key for key in KEYS if key.effect is Effect.USED and key.env is not None}
     cors = {name for name in used if name.startswith("cors")}
-    others = {"allowed_urls", "disable_token_authorization", "ts_open_inference_protocol"}
+    others = {"allowed_urls", "token_expiration_min", "ts_open_inference_protocol"}
     others |= {
         "certificate_file",
         "private_key_file",
@@ -403,11 +406,11 @@ def test_names_of_headers_are_read_and_refused(load: Load, key: str) -> None:
 SWITCHES = [
     *("allow_private_addresses", "enable_model_api", "default_register_synchronous", "decode_input_request"),
     *("limit_max_image_pixels", "install_py_dep_per_model", "enable_grpc", "enable_metrics_api"),
-    *("model_metrics_auto_detect", "disable_system_metrics"),
+    *("model_metrics_auto_detect", "disable_system_metrics", "require_metrics_token"),
 ]
 OFF = {  # unless switched on
     *("allow_private_addresses", "default_register_synchronous", "install_py_dep_per_model"),
-    *("model_metrics_auto_detect", "disable_system_metrics"),
+    *("model_metrics_auto_detect", "disable_system_metrics", "require_metrics_token"),
 }
 
 
@@ -455,9 +458,14 @@ NO_ADDRESSES = [
         ("enable_envvars_config=yes", "allowed is true or false"),
         ("use_env_allowed_urls=yes", "allowed is true or false"),
         ("disable_token_authorization=yes", "allowed is true or false"),
-        ("disable_token_authorization=false", NOT_BUILT),
         ("private_key_file=key.pem", "allowed is the path of a file that exists"),
         ("keystore_type=JKS", "allowed is PKCS12; a Java keystore is made one by keytool"),
+        *(
+            (f"allowed_hosts={bad}", "allowed is a comma list of host names")
+            for bad in ("a b", "http://a", "a:80", "*.a", "a..b")
+        ),
+        ("key_file=nowhere/key.json", "allowed is the path of a file in a folder that exists"),
+        ("key_file=.", "allowed is the path of a file in a folder that exists"),
         *((f"service_envelope={name}", "allowed is body or json or kserve or kservev2") for name in ("base", "KServe")),
         ("ts_open_inference_protocol=oip", "allowed is true or false"),
         ("blacklist_env_vars=.*(SECRET", "allowed is a regular expression in Python's syntax; this is none: missing )"),
@@ -479,7 +487,7 @@ def test_what_stops_the_start(load: Load, text: str, message: str) -> None:
     [
         *("private_key_file=", "certificate_file=", "keystore=", "enable_grpc_ssl=false", "service_envelope="),
         *("ts_open_inference_protocol=false", "install_py_dep_per_model=false", "blacklist_env_vars="),
-        "disable_token_authorization=true",
+        *("allowed_hosts=", "key_file="),
     ],
 )
 def test_keys_that_refuse_the_start_may_say_no(load: Load, text: str) -> None:
@@ -514,28 +522,58 @@ def test_envelopes(load: Load, name: str) -> None:
     assert load("service_envelope=").service_envelope is None
 
 
+OPEN_HOSTS = ["0.0.0.0", "[::]", "10.0.0.1", "model-host"]
+
+
 @pytest.mark.parametrize("listener", ["inference", "management", "metrics"])
-@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.0.0.1", "model-host"])
-def test_addresses_others_can_reach_need_tokens_to_be_declined(load: Load, listener: str, host: str) -> None:
+@pytest.mark.parametrize("host", OPEN_HOSTS)
+def test_an_address_that_others_can_reach_turns_tokens_on(load: Load, listener: str, host: str) -> None:
     text = f"{listener}_address=http://{host}:8085\n"
-    message = rf"^{listener}_address=http://.*:8085: .*{NOT_BUILT}.*--disable-token-auth"
-    with pytest.raises(BadConfiguration, match=message):
-        load(text)
+    settings = load(text)
+    assert (settings.tokens_on, list(settings.open_addresses), settings.warnings) == (True, [f"{listener}_address"], ())
     declined = load(text + "disable_token_authorization=true")
-    assert getattr(declined, listener).url == f"http://{host}:8085"
+    assert not declined.tokens_on
+    assert f"other machines can reach {listener}_address" in declined.warnings[0]
     assert load(text, Options(disable_token_auth=True)) == declined
     assert load(text + ENVIRONMENT_ON, TS_DISABLE_TOKEN_AUTHORIZATION="true") == declined
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "::", "10.0.0.1", "model-host"])
+@pytest.mark.parametrize("host", [*OPEN_HOSTS, "::"])
 @pytest.mark.parametrize("listener", ["grpc_inference", "grpc_management"])
-def test_grpc_for_others_needs_tokens_to_be_declined(load: Load, listener: str, host: str) -> None:
+def test_so_does_one_of_grpc(load: Load, listener: str, host: str) -> None:
     """Upstream bound gRPC to every interface while its pages said loopback."""
     text = f"{listener}_address={host}\n"
-    with pytest.raises(BadConfiguration, match=rf"^{listener}_address=.*: .*{NOT_BUILT}.*--disable-token-auth"):
-        load(text)
-    assert load(text, Options(disable_token_auth=True)).__getattribute__(listener).host == host.strip("[]")
-    assert not load(text + "enable_grpc=false").enable_grpc
+    assert load(text).tokens_on
+    assert not load(text, Options(disable_token_auth=True)).tokens_on
+    assert not load(text + "enable_grpc=false").tokens_on
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "[::1]"])
+def test_loopback_needs_no_tokens(load: Load, host: str) -> None:
+    text = "".join(f"{listener}_address=http://{host}:0\n" for listener in ("inference", "management", "metrics"))
+    assert not load(text).tokens_on
+    assert load(text + "disable_token_authorization=false").tokens_on
+    assert not load(text + "metrics_address=http://0.0.0.0:1\nenable_metrics_api=false").tokens_on
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("60", 60), ("0.2", 0.2), ("1", 1), ("abc", 60), ("", 60), ("0", 60), ("-1", 60), ("nan", 60), ("1e9", 60)],
+)
+def test_a_life_that_cannot_be_read_is_an_hour(load: Load, text: str, minutes: float) -> None:
+    settings = load(f"token_expiration_min={text}")
+    assert settings.token_expiration_min == minutes
+    assert (minutes == 60 and text != "60") == bool(settings.warnings)
+
+
+def test_names_of_the_server(load: Load) -> None:
+    assert load("allowed_hosts=Model.example., .example.org , *").allowed_hosts == (
+        "model.example",
+        ".example.org",
+        "*",
+    )
+    assert "any web page" in load("allowed_hosts=*").warnings[0]
+    assert load("allowed_hosts=*\ndisable_token_authorization=false").warnings == ()
 
 
 @pytest.mark.parametrize("text", ["", "a b", "http://127.0.0.1", "127.0.0.1:7070", "[::1", "[::1]:7070", "300.1.1.1"])

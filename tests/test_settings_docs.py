@@ -35,7 +35,7 @@ def default_of(key_name: str, field: str | None) -> str:
     if key_name in ("model_store", "state_dir"):
         return {"model_store": "`./model_store`", "state_dir": "`./.tserve`"}[key_name]
     if field is None:
-        return {"disable_token_authorization": "unset"}.get(key_name, "none" if "cors" in key_name else "`false`")
+        return "none" if "cors" in key_name else "`false`"
     if isinstance(value, Address):
         return f"`{value.url}`"
     if isinstance(value, bool):

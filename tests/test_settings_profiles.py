@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tserve.errors import BadConfiguration
 from tserve.settings import Address, ModelSettings, Options, Settings, load_settings
 
 COMMON = """\
@@ -94,6 +93,23 @@ def load(cwd: Path, lines: str, options: Options) -> Settings:
         ),
         pytest.param(OPEN, Options(), {}, id="snapshot, s3"),
         pytest.param(OPEN, CLI, {"load_models": ("renamed=noop.mar", "tinyscript.mar")}, id="cli"),
+        pytest.param(
+            "load_models=noop.mar\ndefault_workers_per_model=1\ndisable_token_authorization=false\nenable_model_api=false\n",
+            Options(),
+            {
+                "load_models": ("noop.mar",),
+                "default_workers_per_model": 1,
+                "disable_token_authorization": False,
+                "enable_model_api": False,
+            },
+            id="default",
+        ),
+        pytest.param(
+            "enable_model_api=true\nmetrics_mode=prometheus\ndisable_token_authorization=false\n",
+            Options(),
+            {"metrics_mode": "prometheus", "disable_token_authorization": False},
+            id="token",
+        ),
     ],
 )
 def test_profiles_that_start(tmp_path: Path, lines: str, options: Options, expected: Mapping[str, object]) -> None:
@@ -109,25 +125,6 @@ def test_profiles_that_start(tmp_path: Path, lines: str, options: Options, expec
         "default_register_synchronous": True,
         "list_page_tokens": "offset",
         "allow_private_addresses": True,
+        "disable_token_authorization": True,
     }
     assert settings == Settings(**(common | dict(expected)))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("lines", "key"),
-    [
-        pytest.param(
-            "load_models=noop.mar\ndisable_token_authorization=false\nenable_model_api=false\n",
-            "disable_token_authorization=false",
-            id="default",
-        ),
-        pytest.param(
-            "enable_model_api=true\nmetrics_mode=prometheus\ndisable_token_authorization=false\n",
-            "disable_token_authorization=false",
-            id="token",
-        ),
-    ],
-)
-def test_profiles_that_ask_for_what_is_not_built(tmp_path: Path, lines: str, key: str) -> None:
-    with pytest.raises(BadConfiguration, match=f"^{key} .*not built yet, not ignored"):
-        load(tmp_path, lines, Options())

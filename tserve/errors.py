@@ -124,6 +124,35 @@ class AnswerTimeout(TserveError):
         )
 
 
+class InvalidKey(TserveError):
+    """No token, or none that is good for what was asked: 400 as recorded, never 401 (spec/management.md 1.10)."""
+
+    status, grpc_status, type_name = 400, "PERMISSION_DENIED", "InvalidKeyException"
+
+    def __init__(self, *, renewing: bool = False, cause: Mapping[str, object] | None = None) -> None:
+        what = "Authentication" if renewing else "Authorization"
+        super().__init__(
+            f"Token {what} failed. Token either incorrect, expired, or not provided correctly", cause=cause
+        )
+
+
+class TooManyWrongTokens(TserveError):
+    """What a wrong token is answered after many others from the same address; a right one is always taken."""
+
+    status, grpc_status, type_name = 429, "RESOURCE_EXHAUSTED", "TooManyRequestsException"
+
+    def __init__(self, retry_s: int) -> None:
+        super().__init__(
+            "Too many wrong tokens came from this address.", cause={"reason": "wrong_tokens", "retry_after": retry_s}
+        )
+
+
+class Forbidden(TserveError):
+    """What a browser must not send, whoever asked it to (docs/security.md)."""
+
+    status, grpc_status, type_name = 403, "PERMISSION_DENIED", "ForbiddenException"
+
+
 class Conflict(TserveError):
     status, grpc_status, type_name = 409, "ALREADY_EXISTS", "ConflictStatusException"
 
@@ -228,3 +257,9 @@ class SchemaTooNew(StartError):
 
 class StateUnusable(StartError):
     exit_code = 7
+
+
+class TokenRefused(StartError):
+    """`tserve token` cannot do what it was asked: a name that is taken, or that nobody has."""
+
+    exit_code = 8

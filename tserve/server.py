@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,14 @@ import trio
 
 from tserve import __version__
 from tserve.archive.keep import Keep
+from tserve.domain.browsers import Browsers
 from tserve.domain.devices import Placement
 from tserve.domain.plan import PoolSpec
 from tserve.domain.registry import Registry
 from tserve.domain.versions import Key
 from tserve.errors import BadConfiguration
 from tserve.http.app import make_app
+from tserve.http.guard import Guard
 from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
 from tserve.http.kserve import open_inference_routes, readiness_routes
@@ -37,6 +39,7 @@ from tserve.http.listener import serve
 from tserve.http.management import management_routes
 from tserve.http.metrics import metrics_routes
 from tserve.http.routes import Table
+from tserve.http.token import token_routes
 from tserve.metrics.catalogue import read_catalogue
 from tserve.metrics.files import MetricsFiles
 from tserve.metrics.recorder import Metrics
@@ -52,6 +55,7 @@ from tserve.runtime.fresh import FreshLauncher
 from tserve.runtime.prepared import PreparedLauncher
 from tserve.runtime.reconcile import Reconciler
 from tserve.runtime.zygote import ZygoteLauncher
+from tserve.services.authorization import Authorization
 from tserve.services.dependencies import Dependencies
 from tserve.services.describe import Describe
 from tserve.services.desired import pool_spec
@@ -59,8 +63,10 @@ from tserve.services.gauges import Gauges
 from tserve.services.health import Health
 from tserve.services.history import History
 from tserve.services.inference import Inference
+from tserve.services.keys import KeyFile, new_keys
 from tserve.services.management import Management
 from tserve.services.measuring import Measuring
+from tserve.services.named_tokens import NamedTokens
 from tserve.services.open_inference import OpenInference
 from tserve.services.pages import Pages
 from tserve.services.startup import load_models
@@ -71,6 +77,7 @@ from tserve.store.upgrade import open_state
 
 ENDPOINTS = "endpoints.json"
 ENVIRONMENTS = "environments"
+KEY_FILE = "key_file.json"
 LOGS = "logs"
 DRAIN_S = 20.0  # what requests and workers in hand get at SIGTERM
 HARD_S = 2.0  # after that connections are closed under their clients
@@ -83,6 +90,7 @@ def run(settings: Settings) -> int:
     with open_state(settings.state_dir) as database, ExitStack() as stack:
         server = _Server(settings, database)
         (settings.state_dir / ENDPOINTS).unlink(missing_ok=True)  # a killed server's
+        stack.enter_context(server.keys())
         sockets = {role: stack.enter_context(bound) for role, bound in _bind(settings).items()}
         return trio.run(server.run, sockets)
 
@@ -129,15 +137,26 @@ class _Server:
                 self._most_connections,
                 settings.max_connections,
             )
+        life_s = settings.token_expiration_min * 60
+        self._authorization = Authorization(
+            new_keys(life_s) if settings.tokens_on else None, metrics_need_token=settings.require_metrics_token
+        )
+        self._key_file = KeyFile(settings.key_file or settings.state_dir / KEY_FILE, self._authorization, life_s)
+        self._named_tokens = NamedTokens(self._store, self._authorization)
         self._stop = trio.Event()
         self._hurry = trio.CancelScope()
         self._drained_by = math.inf
         self._loading = trio.CancelScope()
 
+    def keys(self) -> AbstractContextManager[None]:
+        """On the disk, while the server is."""
+        return self._key_file.kept() if self._settings.tokens_on else nullcontext()
+
     async def run(self, sockets: dict[tuple[str, ...], socket.socket]) -> int:
         """The whole life of the server: 0 when everything in hand was finished, 1 when it had to be cut short."""
         self._registry = Registry(await self._store.load())
         self._history = History(self._store, self._registry)
+        await self._named_tokens.load()
         await self._keep.prepare({version.digest for version in self._registry})
         async with trio.open_nursery() as nursery:
             await nursery.start(self._listen_to_signals)
@@ -208,6 +227,7 @@ class _Server:
                     management, describe, inference, pages, self._history, model_api=settings.enable_model_api
                 ),
                 *readiness_routes(protocol),
+                *(token_routes(self._key_file) if settings.tokens_on else ()),
             ],
             "inference": [
                 *(open_inference_routes(protocol) if settings.ts_open_inference_protocol else ()),
@@ -224,6 +244,8 @@ class _Server:
             await nursery.start(management.run)
             await nursery.start(devices.run)
             await nursery.start(measuring.run)
+            if self._authorization.is_on:
+                nursery.start_soon(self._named_tokens.run)
             await dependencies.release()  # what an earlier run left behind
             if len(registry):
                 await devices.detect()
@@ -255,6 +277,7 @@ class _Server:
     ) -> None:
         """Listen until told to stop, then until the last request is answered or its time is over."""
         settings = self._settings
+        browsers = Browsers(_names(settings), dict(settings.cors_headers).get("access-control-allow-origin", ""))
         urls = _urls(settings, sockets)  # now, since the sockets are closed as soon as a signal comes
         async with trio.open_nursery() as nursery:
             for roles, bound in sockets.items():
@@ -263,6 +286,7 @@ class _Server:
                     [tables[role] for role in ("management", "inference", "metrics") if role in roles],
                     max_request_size=settings.max_request_size,
                     cors=settings.cors_headers,
+                    guard=Guard(roles, browsers, self._authorization),
                     metrics=metrics,
                 )
                 tls = self._tls if getattr(settings, roles[0]).secure else None
@@ -290,7 +314,7 @@ class _Server:
         """The addresses.  Only now, and in a thread: its import takes a tenth of a second; HTTP is served by then."""
         grpc = await trio.to_thread.run_sync(importlib.import_module, "tserve.grpc.listeners")
         listeners = grpc.make_listeners(
-            self._settings, use_cases, tls=self._grpc_tls, most_connections=self._most_connections
+            self._settings, use_cases, self._authorization, tls=self._grpc_tls, most_connections=self._most_connections
         )
         serving = partial(
             grpc.serve,
@@ -329,6 +353,12 @@ class _Server:
                     self._drained_by = trio.current_time() + DRAIN_S
                     self._stop.set()
                     self._loading.cancel()
+
+
+def _names(settings: Settings) -> set[str]:
+    """What clients may call this server in `Host`, beside numbers."""
+    listeners = {address.host for address in (settings.inference, settings.management, settings.metrics)}
+    return {*settings.allowed_hosts, *listeners, socket.gethostname()}
 
 
 def _urls(settings: Settings, sockets: dict[tuple[str, ...], socket.socket]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -15,8 +15,9 @@ from typing import Literal
 from tserve.errors import BadConfiguration
 from tserve.settings_keys import KEYS, Effect
 from tserve.settings_values import Address, Certificates, Given, ModelSettings
+from tserve.settings_values import path as read_path
 
-__all__ = ["Address", "Certificates", "ModelSettings", "Options", "Settings", "load_settings"]
+__all__ = ["Address", "Certificates", "ModelSettings", "Options", "Settings", "load_settings", "state_dir"]
 
 _INFERENCE, _MANAGEMENT, _METRICS = (Address("127.0.0.1", port) for port in (8080, 8081, 8082))
 _CORS_HEADERS = {
@@ -87,6 +88,11 @@ class Settings:
     default_register_synchronous: bool = False
     list_page_tokens: Literal["cursor", "offset"] = "cursor"
     cors_headers: tuple[tuple[str, str], ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    disable_token_authorization: bool | None = None
+    token_expiration_min: float = 60.0
+    key_file: Path | None = None
+    require_metrics_token: bool = False
     default_service_handler: str | None = None
     service_envelope: str | None = None
     decode_input_request: bool = True
@@ -127,6 +133,26 @@ class Settings:
         return Certificates(self.certificate_file, self.private_key_file, client_ca=self.tls_client_ca)
 
     @property
+    def tokens_on(self) -> bool:
+        """Unset, the check is off while every address is loopback and on as soon as one is not (DESIGN.md 9)."""
+        if self.disable_token_authorization is not None:
+            return not self.disable_token_authorization
+        return bool(self.open_addresses)
+
+    @property
+    def open_addresses(self) -> dict[str, Address]:
+        """Those that other machines can reach, by the names of their keys."""
+        addresses = {"inference_address": self.inference, "management_address": self.management}
+        if self.enable_metrics_api:
+            addresses["metrics_address"] = self.metrics
+        if self.enable_grpc:
+            addresses |= {
+                "grpc_inference_address": self.grpc_inference,
+                "grpc_management_address": self.grpc_management,
+            }
+        return {name: address for name, address in addresses.items() if not address.is_loopback}
+
+    @property
     def grpc_inference(self) -> Address:
         return Address(self.grpc_inference_address, self.grpc_inference_port)
 
@@ -143,6 +169,7 @@ class Options:
     model_store: str | None = None
     state_dir: str | None = None
     models: tuple[str, ...] | None = None
+    key_file: str | None = None
     disable_token_auth: bool = False
     enable_model_api: bool = False
     without_effect: tuple[str, ...] = ()
@@ -171,11 +198,15 @@ def load_settings(options: Options, environ: Mapping[str, str], cwd: Path) -> Se
     members["cuda_visible_devices"] = environ.get("CUDA_VISIBLE_DEVICES")
     members["omp_num_threads"] = _omp_threads(environ.get("OMP_NUM_THREADS", ""))
     members["pip_options"] = tuple((name, environ[name]) for name in _PIP_OPTIONS if name in environ)
-    settings = Settings(**members, warnings=(*warnings, *_notices(texts, options)))  # type: ignore[arg-type]
+    settings = Settings(**members)  # type: ignore[arg-type]
     _check_certificates(settings)
-    if "disable_token_authorization" not in texts:
-        _refuse_open_addresses(settings)
-    return settings
+    return replace(settings, warnings=(*warnings, *_notices(texts, options), *_dangers(settings)))
+
+
+def state_dir(options: Options, environ: Mapping[str, str], cwd: Path) -> Path:
+    """The state folder alone, for commands that need nothing else.  Raises BadConfiguration."""
+    text, origin = _collect(options, environ, cwd, [])["state_dir"]
+    return read_path(Given("state_dir", text, origin, cwd, []))
 
 
 def _collect(options: Options, environ: Mapping[str, str], cwd: Path, warnings: list[str]) -> dict[str, _Sourced]:
@@ -194,7 +225,7 @@ def _collect(options: Options, environ: Mapping[str, str], cwd: Path, warnings: 
 
 
 def _from_options(options: Options) -> Iterator[tuple[str, _Sourced]]:
-    for name in ("model_store", "state_dir"):
+    for name in ("model_store", "state_dir", "key_file"):
         if (value := getattr(options, name)) is not None:
             yield name, (value, "command line")
     if options.models is not None:
@@ -293,15 +324,10 @@ def _check_certificates(settings: Settings) -> None:
         )
 
 
-def _refuse_open_addresses(settings: Settings) -> None:
-    """Unset, the token check is off while every address is loopback and on as soon as one is not (DESIGN.md 9)."""
-    grpc = ("grpc_inference", "grpc_management") if settings.enable_grpc else ()
-    for name in ("inference", "management", "metrics", *grpc):
-        address: Address = getattr(settings, name)
-        if not address.is_loopback:
-            shown = address.host if name in grpc else address.url
-            raise BadConfiguration(
-                f"{name}_address={shown}: other machines can reach it, which asks for tokens; they are not "
-                "built yet, not ignored; allowed is a loopback address, or disable_token_authorization=true "
-                "(--disable-token-auth) to run without tokens"
-            )
+def _dangers(settings: Settings) -> Iterator[str]:
+    """What was asked for, and is worth a second thought."""
+    names = ", ".join(settings.open_addresses)
+    if names and not settings.tokens_on:
+        yield f"no token check, and other machines can reach {names}: whoever does can run code on this one"
+    if "*" in settings.allowed_hosts and not settings.tokens_on:
+        yield "allowed_hosts=* and no token check: any web page in a browser on this machine can send requests"

@@ -81,12 +81,22 @@ _LISTENERS = (
     _used("max_request_size", read.number(1), "Largest request body in bytes"),
     _used("max_response_size", read.number(1), "Largest answer of a worker in bytes"),
     _used("max_connections", read.number(1), "Connections that a port may have; see below (tserve's own key)"),
-    Key(
-        "disable_token_authorization",
-        Effect.USED,
-        "`true`: no token check; `false` is refused, since tokens are not built yet; unset: see below",
-        read.must_be(True, "set it to true to run without tokens"),
+    _used(
+        "allowed_hosts",
+        read.host_names,
+        "Further names of this server that clients may have in `Host`; see [security.md](security.md) "
+        "(tserve's own key)",
     ),
+    _used(
+        "disable_token_authorization", read.boolean, "`true`: no token check; `false`: token check; unset: see below"
+    ),
+    _used("token_expiration_min", read.minutes(60), "Minutes the keys of the key file live, such as `60` or `0.5`"),
+    _used(
+        "key_file",
+        read.written_file,
+        "Where those keys are written; none: `key_file.json` in the state folder (tserve's own key)",
+    ),
+    _used("require_metrics_token", read.boolean, "`true`: metrics, too, need a token (tserve's own key)"),
     _used(
         "ts_open_inference_protocol",
         read.boolean,
@@ -252,7 +262,6 @@ _TLS = (
 _NOT_YET = {
     "model_snapshot": "Not restored: the registry lives in the state folder",
     "workflow_store": "Folder of workflow archives",
-    "token_expiration_min": "Minutes a token lives",
     "initial_distribution_port": "First port of torchrun workers",
     "cpu_launcher_enable": "Pin workers to cores",
     "cpu_launcher_args": "How to pin them",

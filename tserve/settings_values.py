@@ -86,12 +86,12 @@ class Given:
     warnings: list[str]
 
     def bad(self, allowed: str) -> BadConfiguration:
-        return BadConfiguration(f"{self._shown()}: allowed is {allowed}")
+        return BadConfiguration(f"{self.shown()}: allowed is {allowed}")
 
     def not_built(self, instead: str) -> BadConfiguration:
-        return BadConfiguration(f"{self._shown()}: not built yet, not ignored; {instead}")
+        return BadConfiguration(f"{self.shown()}: not built yet, not ignored; {instead}")
 
-    def _shown(self) -> str:
+    def shown(self) -> str:
         text = self.text if len(self.text) <= 200 else self.text[:200] + "…"
         return f"{self.key}={text if text.isprintable() else repr(text)} ({self.origin})"
 
@@ -116,6 +116,29 @@ def number(least: int, most: int = _INT32_MAX) -> Parser:
         return value
 
     return parse
+
+
+def minutes(default: float) -> Parser:
+    """Upstream takes its default for what it cannot read (spec/management.md section 1.10), and so does this."""
+
+    def parse(given: Given) -> float:
+        text = given.text.strip()
+        value = float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else 0.0
+        if value > 0:
+            return value
+        given.warnings.append(f"{given.shown()}: no number of minutes above 0, taken for {default:g}")
+        return default
+
+    return parse
+
+
+def host_names(given: Given) -> tuple[str, ...]:
+    """Names without a port; `.example.org` is all below it, `*` is any."""
+    items = tuple(item.lower().rstrip(".") for item in _items(given))
+    for item in items:
+        if item != "*" and not re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", item):
+            raise given.bad("a comma list of host names without ports, .example.org for all names below that, or *")
+    return items
 
 
 def seconds(given: Given) -> float:
@@ -184,6 +207,16 @@ def store(given: Given) -> Path:
     if not folder.is_dir():
         raise BadConfiguration(f"--model-store directory not found: {given.text.strip()}")
     return folder
+
+
+def written_file(given: Given) -> Path | None:
+    """A file in a folder that exists; none for an empty text."""
+    if not given.text.strip():
+        return None
+    path = (given.cwd / given.text.strip()).absolute()
+    if not path.parent.is_dir() or path.is_dir():
+        raise given.bad("the path of a file in a folder that exists")
+    return path
 
 
 def file(given: Given) -> Path | None:

@@ -16,7 +16,15 @@ import pytest
 import tserve
 from tserve.cli import start
 from tserve.cli.main import build_parser, exit_code_of, main
-from tserve.errors import BadConfiguration, PortTaken, SchemaTooNew, StartError, StateLocked, StateUnusable
+from tserve.errors import (
+    BadConfiguration,
+    PortTaken,
+    SchemaTooNew,
+    StartError,
+    StateLocked,
+    StateUnusable,
+    TokenRefused,
+)
 from tserve.settings import Options
 
 DOCS = Path(__file__).parents[2] / "docs" / "command.md"
@@ -52,6 +60,7 @@ def restored_logging() -> Iterator[None]:
         ("--disable-token-auth --enable-model-api", Options(disable_token_auth=True, enable_model_api=True)),
         ("--dt", Options(disable_token_auth=True)),
         ("--disable-token --enable", Options(disable_token_auth=True, enable_model_api=True)),
+        ("--key-file k", Options(key_file="k")),
         ("--model-s=s", Options(model_store="s")),
         ("--ncs --no-config-snapshots --foreground --plugins-path p --ppath p --cpp-log-config c", Options()),
         (
@@ -179,7 +188,7 @@ def test_a_system_without_pidfds_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 CODES = [
     *((StartError, 1), (BadConfiguration, 3), (PortTaken, 4)),
-    *((StateLocked, 5), (SchemaTooNew, 6), (StateUnusable, 7)),
+    *((StateLocked, 5), (SchemaTooNew, 6), (StateUnusable, 7), (TokenRefused, 8)),
 ]
 
 

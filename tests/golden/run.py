@@ -49,6 +49,9 @@ GROUPS = [
     "metrics",
     "grpc-management",
     "grpc-inference",
+    "token",
+    "model-api-off",
+    "default-mode",
 ]
 
 
@@ -64,7 +67,7 @@ def main() -> int:
         merged.write_text(json.dumps(expected | waiting))
         start = (
             f"{shlex.quote(sys.executable)} -m tserve start --ts-config {{config}} --model-store {{model_store}} "
-            "--state-dir {work}/state {flags}"
+            "--state-dir {work}/state --key-file key_file.json {flags}"  # the file where upstream has it
         )
         command = [sys.executable, str(replay), "--launch", start, "--resume-launch", start]
         command += ["--work", work, "--expected", str(merged), "--json-report", str(report)]

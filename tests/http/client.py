@@ -12,7 +12,7 @@ import h11
 import trio
 
 PATIENCE_S = 20.0
-HOST = ("Host", "test")
+HOST = ("Host", "localhost")
 
 
 @dataclass(frozen=True)

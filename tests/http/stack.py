@@ -13,9 +13,11 @@ import trio
 
 from tests.http.client import Client
 from tests.services.stack import Services, running
+from tserve.domain.browsers import Browsers
 from tserve.domain.plan import WorkerSpec
 from tserve.domain.wire import Frame, HandlerFailed, JobReply, JobRequest, Kind, decode_batch, encode_reply
 from tserve.http.app import make_app
+from tserve.http.guard import Guard
 from tserve.http.health import health_routes
 from tserve.http.inference import inference_routes
 from tserve.http.kserve import open_inference_routes, readiness_routes
@@ -24,6 +26,7 @@ from tserve.http.management import management_routes
 from tserve.http.routes import Table
 from tserve.net.listening import bind
 from tserve.runtime.launcher import Exit, WorkerGone
+from tserve.services.authorization import Authorization
 from tserve.services.open_inference import OpenInference
 
 
@@ -151,11 +154,24 @@ class Api:
         await self.services.register(file, initial_workers=1, synchronous=True)
 
 
+def make_guard(
+    roles: Sequence[str] = (),
+    *,
+    hosts: Sequence[str] = (),
+    origin: str = "",
+    authorization: Authorization | None = None,
+) -> Guard:
+    """Without tokens, unless there is an `authorization`."""
+    return Guard(roles, Browsers(hosts, origin), authorization or Authorization(None))
+
+
 async def start_app(
     nursery: trio.Nursery, tables: Sequence[Table], *, roles: Sequence[str] = (), **options: Any
 ) -> Client:
     """Serve an app on a port of its own until the nursery is cancelled."""
-    app = make_app(roles, tables, **{"max_request_size": 6553500, "cors": (), **options})
+    origin = dict(options.get("cors", ())).get("access-control-allow-origin", "")
+    options = {"max_request_size": 6553500, "cors": (), "guard": make_guard(roles, origin=origin), **options}
+    app = make_app(roles, tables, **options)
     sock = bind("127.0.0.1", 0)
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:

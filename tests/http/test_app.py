@@ -72,7 +72,7 @@ async def failed(call: Call) -> Reply:
     raise InternalServer("Worker died.", code=507)
 
 
-ABOUT = Operation(id="", tag="", summary="", answers={}, free_query="Any.", shown=("GET",))
+ABOUT = Operation(id="live", tag="", summary="", answers={}, free_query="Any.", shown=("GET",))
 TABLE = [
     Route(ANY, "/seen/{name}/...", seen, ABOUT),
     Route(frozenset({"GET"}), "/bodiless", bodiless, ABOUT),
@@ -145,7 +145,7 @@ async def test_cors_headers_stand_on_every_answer(cors: tuple[tuple[str, str], .
             answer = await client.ask(method, target)
             at = answer.names.index("x-request-id") + 1
             assert answer.headers[at : at + len(cors) + 1] == [*cors, COMMON[0]]
-        answer = await client.ask("OPTIONS", "/bodiless", None, [("Origin", "https://example.org")])
+        answer = await client.ask("OPTIONS", "/bodiless", None, [("Origin", "http://localhost")])
         assert answer.status == 405
 
 
@@ -193,12 +193,15 @@ async def test_head(client: Client) -> None:
 # ---- paths
 
 
-@pytest.mark.parametrize("host", ["a" * 300, "a..b", "", ":::", '"><b>', "[::1", "\xe9"])
-async def test_any_host_header(client: Client, host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("a" * 300, 403), ("a..b", 403), ("", 200), (":::", 403), ('"><b>', 403), ("[::1", 403), ("\xe9", 403)],
+)
+async def test_any_host_header(client: Client, host: str, status: int) -> None:
     """Quart's own router, which is not used, would not take a name with a label of more than 63 characters."""
     async with client.connect() as connection:
         answer = await connection.raw("GET", f"GET /bodiless HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1"))
-    assert answer.status == 200
+    assert answer.status == status
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,7 @@ async def test_the_length_of_the_headers(client: Client, split: int) -> None:
     """All of them together."""
 
     def headers(length: int) -> list[tuple[str, str]]:
-        rest = length - len("Host: test\r\n")
+        rest = length - len("Host: localhost\r\n")
         each = [rest // split] * (split - 1)
         return [(f"x-{n:02}", "a" * (size - len("x-00: \r\n"))) for n, size in enumerate([*each, rest - sum(each)])]
 
@@ -281,10 +284,10 @@ async def test_the_length_of_the_headers(client: Client, split: int) -> None:
         b"garbage\r\n\r\n",
         b"GET /bodiless\r\n\r\n",
         b"GET /bodiless HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET /bodiless HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
-        b"GET /bod\x01iless HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /bodiless HTTP/1.1\r\nHost: x\r\nx: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"GET /bodiless HTTP/1.1\r\nHost: localhost\r\nContent-Length: abc\r\n\r\n",
+        b"GET /bod\x01iless HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /bodiless HTTP/1.1\r\nHost: localhost\r\nx: " + b"a" * 40_000 + b"\r\n\r\n",
     ],
 )
 async def test_what_is_not_http(client: Client, head: bytes) -> None:
@@ -353,7 +356,7 @@ async def test_keep_alive_after_successes_and_close_after_errors(client: Client)
 
 async def test_pipelined_requests(client: Client) -> None:
     """Answered in order; after an error the rest is dropped."""
-    ok, bad = b"GET /bodiless HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /refused HTTP/1.1\r\nHost: x\r\n\r\n"
+    ok, bad = b"GET /bodiless HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /refused HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with await trio.open_tcp_stream(*client.address) as stream:
         await stream.send_all(ok + ok + bad + ok)
         data = b""
@@ -369,7 +372,7 @@ async def test_pipelined_requests(client: Client) -> None:
 async def test_clients_that_want_the_connection_closed(client: Client, version: str, header: str) -> None:
     """Honoured; the recorded server ignores it (section 12, row 21)."""
     async with client.connect() as connection:
-        answer = await connection.raw("GET", f"GET /bodiless {version}\r\nHost: x\r\n{header}\r\n\r\n".encode())
+        answer = await connection.raw("GET", f"GET /bodiless {version}\r\nHost: localhost\r\n{header}\r\n\r\n".encode())
         assert answer.body == b"not read"
         assert await connection.ended()
 
@@ -444,4 +447,4 @@ async def test_a_preflight_is_answered_where_cors_is_configured(nursery: trio.Nu
         assert answer.header("access-control-allow-origin") == "https://example.org"
     assert (await client.ask("OPTIONS", "/nowhere")).status == 404
     silent = await start_app(nursery, [[]])
-    assert (await silent.ask("OPTIONS", "/nowhere", headers=asks)).status == 404
+    assert (await silent.ask("OPTIONS", "/nowhere", headers=asks)).status == 403

@@ -182,7 +182,7 @@ async def test_headers(api: Api) -> None:
         ],
     )
     assert handler.headers == {
-        "Host": "test",
+        "Host": "localhost",
         "Content-Length": "1",
         "X-CamelCase": "1",
         "x-twice": "last",

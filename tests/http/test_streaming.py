@@ -33,7 +33,7 @@ async def raw(api: Api, request: bytes) -> bytes:
     return answer
 
 
-POST = b"POST /predictions/noop HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+POST = b"POST /predictions/noop HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 async def test_each_piece_is_a_chunk_of_its_own(api: Api) -> None:
@@ -168,7 +168,7 @@ async def reset_of(api: Api) -> int | None:
     """The error code that the server ends a stream with, None when it ends well."""
     connection = h2.connection.H2Connection()
     connection.initiate_connection()
-    headers = [(":method", "POST"), (":path", "/predictions/noop"), (":scheme", "http"), (":authority", "x")]
+    headers = [(":method", "POST"), (":path", "/predictions/noop"), (":scheme", "http"), (":authority", "localhost")]
     connection.send_headers(1, headers, end_stream=True)
     async with await trio.open_tcp_stream(*api.inference.address) as stream:
         with trio.fail_after(10):

@@ -127,8 +127,8 @@ import os, signal
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "{revision}"
+down_revision = "{head}"
 
 def upgrade():
     op.create_table("extra", sa.Column("id", sa.Integer(), primary_key=True))
@@ -136,6 +136,7 @@ def upgrade():
         batch.add_column(sa.Column("note", sa.Text(), nullable=True))
     {last}
 """
+NEXT = f"{int(HEAD) + 1:04}"
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def migrations(tmp_path: Path) -> Path:
 
 
 def add_migration(migrations: Path, last: str) -> None:
-    (migrations / "versions" / "0003_next.py").write_text(NEXT_MIGRATION.format(last=last))
+    (migrations / "versions" / f"{NEXT}_next.py").write_text(NEXT_MIGRATION.format(revision=NEXT, head=HEAD, last=last))
 
 
 async def test_an_older_schema_is_upgraded_with_its_rows(
@@ -155,7 +156,7 @@ async def test_an_older_schema_is_upgraded_with_its_rows(
     await sqlite_store.close()
     add_migration(migrations, "pass")
     upgrade_schema(database, migrations)
-    assert read_revision(database) == "0003"
+    assert read_revision(database) == NEXT
     assert rows(database, "SELECT name, note FROM models") == [("full", None)]
     assert (await sqlite_store.load()).versions == (FULL_VERSION,)
 
@@ -175,7 +176,7 @@ async def test_a_failing_upgrade_changes_nothing(
     add_migration(migrations, last)
     with pytest.raises(StateUnusable, match=f"as it was: .*{reason}"):
         upgrade_schema(database, migrations)
-    assert (schema(database), read_revision(database)) == (before, "0002")
+    assert (schema(database), read_revision(database)) == (before, HEAD)
     assert (await sqlite_store.load()).versions == (FULL_VERSION,)
 
 
@@ -197,10 +198,10 @@ upgrade_schema(Path(sys.argv[1]), Path(sys.argv[2]))
     done = subprocess.run(python(program, database, migrations), capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert schema(database) == before
-    assert read_revision(database) == (None if fresh else "0002")
+    assert read_revision(database) == (None if fresh else HEAD)
     add_migration(migrations, "pass")
     upgrade_schema(database, migrations)
-    assert read_revision(database) == "0003"
+    assert read_revision(database) == NEXT
 
 
 def test_an_installation_without_migrations_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
     option("--models", nargs="+", metavar="ARCHIVE", help="what to have at start: all, or A [B=C ...]")
     option("--state-dir", metavar="DIR", help="folder of the server's state (default ./.tserve)")
     option("--ts-config", metavar="FILE", help="properties file; the variable TS_CONFIG_FILE beats it")
+    option("--key-file", metavar="FILE", help="where the keys of the token check are written")
     option("--disable-token-auth", "--dt", action="store_true", help="token check off")
     option("--enable-model-api", action="store_true", help="register and unregister, if the file turns them off")
     # Accepted so that upstream's command lines work as they are; docs/command.md says why each has nothing to do.
@@ -72,6 +73,7 @@ def options_of(args: argparse.Namespace) -> Options:
         ts_config=args.ts_config,
         model_store=args.model_store,
         state_dir=args.state_dir,
+        key_file=args.key_file,
         models=None if args.models is None else tuple(args.models),
         disable_token_auth=args.disable_token_auth,
         enable_model_api=args.enable_model_api,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tserve.grpc.admission import admission
 from tserve.grpc.health import health_service
 from tserve.grpc.inference import inference_service
 from tserve.grpc.management import management_service
@@ -12,6 +13,7 @@ from tserve.grpc.open_inference import open_inference_services
 from tserve.grpc.reflection import reflection_services
 from tserve.grpc.server import MOST_CONNECTIONS, Listener, serve
 from tserve.net.tls import Tls
+from tserve.services.authorization import Authorization
 from tserve.services.use_cases import UseCases
 from tserve.settings import Settings
 
@@ -19,9 +21,15 @@ __all__ = ["make_listeners", "serve"]
 
 
 def make_listeners(
-    settings: Settings, use_cases: UseCases, *, tls: Tls | None = None, most_connections: int = MOST_CONNECTIONS
+    settings: Settings,
+    use_cases: UseCases,
+    authorization: Authorization,
+    *,
+    tls: Tls | None = None,
+    most_connections: int = MOST_CONNECTIONS,
 ) -> Mapping[str, Listener]:
     """By the name that endpoints.json gives them."""
+    admit = admission(authorization)
     return {
         "grpc_inference": Listener(
             settings.grpc_inference,
@@ -29,6 +37,7 @@ def make_listeners(
             most_bytes=settings.max_request_size,
             tls=tls,
             most_connections=most_connections,
+            admit=admit,
             max_age_ms=settings.grpc_inference_max_connection_age_ms,
             max_age_grace_ms=settings.grpc_inference_max_connection_age_grace_ms,
         ),
@@ -37,6 +46,7 @@ def make_listeners(
             _with_standard([management_service(use_cases, model_api=settings.enable_model_api)], lambda: True),
             most_bytes=settings.max_request_size,
             tls=tls,
+            admit=admit,
             max_age_ms=settings.grpc_management_max_connection_age_ms,
             max_age_grace_ms=settings.grpc_management_max_connection_age_grace_ms,
         ),

@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from tserve.http.guard import Guard
 from tserve.http.openapi import PATH, document
 from tserve.http.openapi_recorded import listener_document
 from tserve.http.openapi_shapes import DOCUMENT
@@ -50,10 +51,10 @@ PAGE: Final = Operation(
 )
 
 
-def with_descriptions(roles: Sequence[str], tables: Sequence[Table]) -> list[Route]:
+def with_descriptions(roles: Sequence[str], tables: Sequence[Table], guard: Guard) -> list[Route]:
     """The routes of a listener with these roles, and those that describe all of them, which come first."""
     described: list[Route] = []
-    api = _Descriptions(tuple(roles), described)
+    api = _Descriptions(tuple(roles), described, guard)
     described += [
         Route(frozenset({"OPTIONS"}), "/", api.recorded, API),
         Route(ANY, "/api-description", api.recorded, OLD_API),
@@ -65,9 +66,10 @@ def with_descriptions(roles: Sequence[str], tables: Sequence[Table]) -> list[Rou
 
 
 class _Descriptions:
-    def __init__(self, roles: tuple[str, ...], routes: Sequence[Route]) -> None:
+    def __init__(self, roles: tuple[str, ...], routes: Sequence[Route], guard: Guard) -> None:
         self._roles = roles
         self._routes = routes
+        self._guard = guard
 
     async def recorded(self, call: Call) -> Reply:
         return Reply(200, listener_document(self._roles), (JSON_TYPE,))
@@ -80,10 +82,10 @@ class _Descriptions:
 
     @cached_property
     def _true(self) -> bytes:
-        return to_json(document(self._routes))
+        return to_json(document(self._routes, self._guard.needed_scopes))
 
     @cached_property
     def _page(self) -> Page:
         from tserve.http.docs import page_of  # not at start
 
-        return page_of(document(self._routes), self._roles)
+        return page_of(document(self._routes, self._guard.needed_scopes), self._roles)

@@ -6,7 +6,7 @@ What OpenAPI cannot say of a route is said in words: that any method is taken, a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from tserve import __version__
@@ -34,13 +34,25 @@ _TAGS: Final = {
     "description": "This API in documents.",
 }
 _UNREADABLE: Final = "The request cannot be read: a broken percent escape, or too long a line or headers."
+_FOREIGN: Final = "A web page from elsewhere asks, or the server does not go by the name in Host."
+_WRONG_TOKENS: Final = "Too many wrong tokens came from this address."
+_SCHEME: Final = "token"
+_BEARER: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key of the key file, or a named token: see docs/security.md.",
+}
 _NO_ROUTE: Final = "The path leads nowhere."
 
 Json = dict[str, object]
 
 
-def document(routes: Sequence[Route]) -> Json:
-    """The document of a listener that serves these routes.
+def _nothing(route: Route) -> list[str]:
+    return []
+
+
+def document(routes: Sequence[Route], needed_scopes: Callable[[Route], list[str]] = _nothing) -> Json:
+    """The document of a listener that serves these routes; `needed_scopes` of a token, any of them, for each.
 
     One that an earlier route keeps from being reached is not in it.
     """
@@ -52,7 +64,7 @@ def document(routes: Sequence[Route]) -> Json:
         path = path_of(route)
         for method in shown_methods(route):
             if router.find(method, [part for part in path.split("/") if part])[0] is route:
-                paths.setdefault(path, {})[method.lower()] = _resolve(_operation(route), shapes)
+                paths.setdefault(path, {})[method.lower()] = _resolve(_operation(route, needed_scopes(route)), shapes)
                 tags.add(route.operation.tag)
     schemas: Json = {}
     while len(schemas) < len(shapes):  # a shape may bring further ones
@@ -64,7 +76,7 @@ def document(routes: Sequence[Route]) -> Json:
         "servers": [{"url": "/", "description": "The listener that this document comes from."}],
         "tags": [{"name": tag, "description": about} for tag, about in _TAGS.items() if tag in tags],
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.items()))},
+        "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": {_SCHEME: _BEARER}},
     }
 
 
@@ -87,7 +99,7 @@ def shown_methods(route: Route) -> Sequence[str]:
     return sorted(route.methods - {"HEAD"})
 
 
-def _operation(route: Route) -> Json:
+def _operation(route: Route, scopes: list[str]) -> Json:
     about = route.operation
     notes = [about.description, _METHOD_NOTES.get(route.methods, "") if isinstance(route.methods, AllBut) else ""]
     if route.pattern.endswith("...") and not about.path_note:
@@ -101,7 +113,8 @@ def _operation(route: Route) -> Json:
         **({"deprecated": True} if about.deprecated else {}),
         "parameters": [*_path_parameters(route), *_query_parameters(about)],
         **({} if about.body is None else {"requestBody": _body(about)}),
-        "responses": _responses(route, about),
+        **({"security": [{_SCHEME: [scope]} for scope in scopes]} if scopes else {}),
+        "responses": _responses(route, about, needs_token=bool(scopes)),
     }
 
 
@@ -152,8 +165,11 @@ def _body(about: Operation) -> Json:
     return {"description": about.body.description, "required": False, "content": content}
 
 
-def _responses(route: Route, about: Operation) -> Json:
-    errors = {400: _UNREADABLE, **about.errors}
+def _responses(route: Route, about: Operation, *, needs_token: bool) -> Json:
+    errors = {400: _UNREADABLE, 403: _FOREIGN, **about.errors}
+    if needs_token:
+        errors[400] = f"{errors[400]} Or there is no token, or none that is good for this."
+        errors[429] = _WRONG_TOKENS
     if "{" in route.pattern:
         errors.setdefault(404, _NO_ROUTE)
     responses = {status: _response(answer) for status, answer in about.answers.items()}

@@ -9,6 +9,7 @@ from tserve.domain.actor import Actor
 from tserve.domain.cursors import Cursor
 from tserve.domain.history import Event, PastEvent
 from tserve.domain.registry import Contents
+from tserve.domain.tokens import NamedToken
 from tserve.domain.versions import Archive, Key, Version
 
 
@@ -61,3 +62,13 @@ class Store(Protocol):
         Those with a number below `before` only, when it is given.
         """
         ...
+
+
+class TokenStore(Protocol):
+    """The named tokens, which `tserve token` changes from another process.  Raises tserve.errors.StateUnusable."""
+
+    async def outside_changes(self) -> int:
+        """A number that is another one once another process has changed something."""
+        ...
+
+    async def tokens(self) -> list[NamedToken]: ...

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -18,9 +19,10 @@ from tserve.domain.actor import Actor
 from tserve.domain.cursors import Cursor
 from tserve.domain.history import Event, PastEvent
 from tserve.domain.registry import Contents
+from tserve.domain.tokens import NamedToken
 from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import InternalServer, StateUnusable
-from tserve.store import cursors, events, registry
+from tserve.store import cursors, events, registry, tokens
 from tserve.store.engine import READ_ONLY, open_engine
 
 T = TypeVar("T")
@@ -95,6 +97,14 @@ class SqliteStore:
             return await self._read(lambda session: events.page(session, model, version, before=before, limit=limit))
         except StateUnusable as error:
             raise InternalServer(str(error), cause={"reason": "storage"}) from error
+
+    async def outside_changes(self) -> int:
+        """A number that is another one once another process has changed the file.  Raises StateUnusable."""
+        return await self._read(lambda session: int(session.scalar(text("PRAGMA data_version")) or 0))
+
+    async def tokens(self) -> list[NamedToken]:
+        """In order of their names.  Raises StateUnusable."""
+        return await self._read(tokens.load)
 
     async def _write(self, change: Callable[[Session], T]) -> T:
         def commit() -> T:

@@ -88,6 +88,19 @@ class CursorRow(Base):
     expires_at: Mapped[float] = mapped_column(index=True)
 
 
+class TokenRow(Base):
+    """A named token: `digest` is what is kept of its secret, in hexadecimal, `scopes` are words.  Epoch seconds."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[str]
+    digest: Mapped[str]
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+
+
 class ChangeRow(Base):
     """One acknowledged change: `before` and `after` are JSON, None where there was or is nothing."""
 
