@@ -14,35 +14,12 @@ import pytest
 from openapi_spec_validator import validate
 
 from tests.http.client import Client
-from tests.http.stack import Api, make_guard, start_app
-from tserve.http.descriptions import with_descriptions
+from tests.http.stack import Api, start_app
+from tests.http.tables import routes_of, table
 from tserve.http.docs import Page, page_of
-from tserve.http.health import health_routes
-from tserve.http.inference import inference_routes
-from tserve.http.kserve import open_inference_routes, readiness_routes
-from tserve.http.management import management_routes
-from tserve.http.metrics import metrics_routes
 from tserve.http.openapi import document, path_of, shown_methods
 from tserve.http.params import split_path
-from tserve.http.routes import Route, Router, Table
-
-NOTHING: Any = None  # a service that no handler gets as far as calling
-
-
-def table(role: str, *, model_api: bool = True) -> Table:
-    health = health_routes(NOTHING)
-    match role:
-        case "management":
-            managing = management_routes(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, model_api=model_api)
-            return [*health, *managing, *readiness_routes(NOTHING)]
-        case "inference":
-            return [*health, *open_inference_routes(NOTHING), *inference_routes(NOTHING, NOTHING, NOTHING)]
-    return [*health, *metrics_routes(NOTHING)]
-
-
-def routes_of(roles: str, **options: Any) -> list[Route]:
-    split = roles.split()
-    return with_descriptions(split, [table(role, **options) for role in split], make_guard(split))
+from tserve.http.routes import Route, Router
 
 
 def read(routes: list[Route]) -> dict[str, Any]:

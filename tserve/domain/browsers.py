@@ -33,7 +33,7 @@ class Browsers:
         self._any = "*" in names
         self._names = {name for name in names if not name.startswith(".")} | {"localhost"}
         self._domains = (*(name for name in names if name.startswith(".")), ".localhost")
-        self._origin = origin
+        self._origin = origin or None
         self._is_ours = lru_cache(maxsize=256)(self._is_our_host)
 
     def check(self, hosts: Sequence[str], origins: Sequence[str], sites: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ _BEARER: Final = re.compile(r"Bearer[ \t]+(\S+)")
 WRONG_TOKENS: Final = 10  # a minute from one address, before they are answered 429
 PERIOD_S: Final = 60.0
 MOST_PEERS: Final = 10_000
+_log = logging.getLogger("tserve.tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ class WrongTokens:
         if now >= begun + PERIOD_S:
             begun, count = now, 0
         self._counts[address] = begun, count + 1
+        if count == WRONG_TOKENS:
+            _log.warning("more than %d wrong tokens within a minute from %s", WRONG_TOKENS, peer)
         if len(self._counts) > MOST_PEERS:  # the one that was heard of longest ago
             del self._counts[next(iter(self._counts))]
         return 0 if count < WRONG_TOKENS else max(1, round(begun + PERIOD_S - now))
@@ -141,6 +145,6 @@ def network_of(peer: str) -> str:
         address = ipaddress.ip_address(peer)
     except ValueError:
         return peer
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        return str(ipaddress.ip_network((int(address), 64), strict=False))
-    return str(address)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
