@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,13 @@ class Begun:
 
 
 def begin(
-    channel: grpc.Channel, method: str, request: Any, *, service: str = INFERENCE, within_s: float = PATIENCE_S
+    channel: grpc.Channel,
+    method: str,
+    request: Any,
+    *,
+    service: str = INFERENCE,
+    within_s: float = PATIENCE_S,
+    metadata: Sequence[tuple[str, str]] = (),
 ) -> Begun:
     """`request` is a message, or its bytes; an iterator of them where the method takes many."""
     described = POOL.FindServiceByName(service).methods_by_name[method]
@@ -65,7 +71,7 @@ def begin(
     kinds = {(False, False): channel.unary_unary, (False, True): channel.unary_stream}
     reply = message(described.output_type.full_name)
     make = kinds.get((many, streams), channel.stream_stream)(f"/{service}/{method}", _bytes, reply.FromString)
-    return Begun((make if streams else make.future)(request, timeout=within_s), streams)
+    return Begun((make if streams else make.future)(request, timeout=within_s, metadata=metadata), streams)
 
 
 def _bytes(request: Any) -> bytes:

@@ -27,8 +27,13 @@ KEYS = {
     Scope.TOKEN: Key("api-key"),
 }
 RULE_NAMES = {
-    "open": OPEN, "probe": PROBE, "any": ANY_PORT, "token": TOKEN,
-    "inference": INFERENCE, "management": MANAGEMENT, "metrics": METRICS,
+    "open": OPEN,
+    "probe": PROBE,
+    "any": ANY_PORT,
+    "token": TOKEN,
+    "inference": INFERENCE,
+    "management": MANAGEMENT,
+    "metrics": METRICS,
 }
 
 
