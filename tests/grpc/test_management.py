@@ -39,6 +39,7 @@ from tserve.grpc.management import refuse
 from tserve.grpc.messages import MANAGEMENT, POOL
 from tserve.net.poller import Poller
 from tserve.net.timers import Timers
+from tserve.services.authorization import Authorization
 from tserve.services.open_inference import OpenInference
 from tserve.services.use_cases import UseCases
 
@@ -81,7 +82,7 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Twin]:
             services.health,
             OpenInference(services.registry, services.health),
         )
-        listeners = {"management": make_listeners(services.settings, use_cases)["grpc_management"]}
+        listeners = {"management": make_listeners(services.settings, use_cases, Authorization(None))["grpc_management"]}
         shutdown, poller, timers = trio.Event(), Poller(), Timers()
         nursery.start_soon(poller.run)
         nursery.start_soon(timers.run)

@@ -37,7 +37,9 @@ class Guard:
     def check_token(self, route: Route | None, headers: Headers, peer: str, *, bare: bool) -> None:
         """`route` None is nowhere.  Raises InvalidKey, TooManyWrongTokens, InternalServer."""
         rule = self._elsewhere if route is None else self.rule_of(route)
-        given = [value.decode("latin-1") for name, value in headers if name.lower() == b"authorization"]
+        given: list[str] = []
+        if self._authorization.is_on:
+            given = [value.decode("latin-1") for name, value in headers if name.lower() == b"authorization"]
         self._authorization.check(rule, given, peer, bare=bare)
 
     def passed_on(self, headers: Headers) -> tuple[tuple[str, str], ...]:
