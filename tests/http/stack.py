@@ -166,11 +166,17 @@ def make_guard(
 
 
 async def start_app(
-    nursery: trio.Nursery, tables: Sequence[Table], *, roles: Sequence[str] = (), **options: Any
+    nursery: trio.Nursery,
+    tables: Sequence[Table],
+    *,
+    roles: Sequence[str] = (),
+    authorization: Authorization | None = None,
+    **options: Any,
 ) -> Client:
     """Serve an app on a port of its own until the nursery is cancelled."""
     origin = dict(options.get("cors", ())).get("access-control-allow-origin", "")
-    options = {"max_request_size": 6553500, "cors": (), "guard": make_guard(roles, origin=origin), **options}
+    guard = make_guard(roles, origin=origin, authorization=authorization)
+    options = {"max_request_size": 6553500, "cors": (), "guard": guard, **options}
     app = make_app(roles, tables, **options)
     sock = bind("127.0.0.1", 0)
 
@@ -183,8 +189,10 @@ async def start_app(
 
 
 @asynccontextmanager
-async def serving(folder: Path, *, shared: bool = False, **settings: Any) -> AsyncIterator[Api]:
-    """Both APIs; `shared` serves them on one port."""
+async def serving(
+    folder: Path, *, shared: bool = False, authorization: Authorization | None = None, **settings: Any
+) -> AsyncIterator[Api]:
+    """Both APIs; `shared` serves them on one port.  Without tokens, unless there is an `authorization`."""
     launcher = FunctionLauncher()
     async with running(folder, launcher=launcher, **settings) as services, trio.open_nursery() as nursery:
         told = services.settings
@@ -203,7 +211,7 @@ async def serving(folder: Path, *, shared: bool = False, **settings: Any) -> Asy
             *inference_routes(services.inference, services.health, services.management),
         ]
         management = [*health_routes(services.health), *management, *readiness_routes(protocol)]
-        options = {"max_request_size": told.max_request_size, "cors": told.cors_headers}
+        options = {"max_request_size": told.max_request_size, "cors": told.cors_headers, "authorization": authorization}
         if shared:
             both = ["management", "inference"]
             first = second = await start_app(nursery, [management, inference], roles=both, **options)
