@@ -141,7 +141,7 @@ def test_start_reads_environment_and_working_directory_and_logs_warnings(
     ("line", "text", "message"),
     [
         ("", "job_queue_size=many\n", r"tserve: job_queue_size=many \(.*config\.properties\): allowed is a whole"),
-        ("", "inference_address=unix:/run/x\n", r"tserve: inference_address=unix:/run/x .* not built yet, not ignored"),
+        ("", "inference_address=unix:/a\n", r"tserve: inference_address=unix:/a .* not built yet, not ignored"),
         ("", "service_envelope=kserv\n", r"tserve: service_envelope=kserv .*: allowed is body or json or kserve or "),
         ("--ts-config gone.properties", "", r"tserve: --ts-config file not found: gone\.properties$"),
         ("--model-store gone", "", r"tserve: --model-store directory not found: gone$"),

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import h2.connection
+import h2.events
 import pytest
 
 from tests.domain.test_access import grpc_methods
@@ -134,6 +136,25 @@ def test_a_refusal_reads_nothing(server: Server) -> None:
     assert b"no_token" in answer
 
 
+def test_a_refusal_over_grpc_comes_with_the_first_bytes(server: Server) -> None:
+    """A client that may not ask does not get as far as sending a large message."""
+    connection = h2.connection.H2Connection()
+    connection.initiate_connection()
+    pseudo = [(":method", "POST"), (":scheme", "http"), (":authority", "localhost")]
+    path = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+    connection.send_headers(1, [*pseudo, (":path", path), ("content-type", "application/grpc"), ("te", "trailers")])
+    connection.send_data(1, b"\0\0\x40\0\0" + b"x" * 1000)  # of 4 MiB
+    host, _, port = server.urls["grpc_inference"].rpartition(":")
+    said: dict[bytes, bytes] = {}
+    with socket.create_connection((host, int(port)), timeout=20) as sock:
+        sock.sendall(connection.data_to_send())
+        while b"grpc-status" not in said and (data := sock.recv(65536)):
+            for event in connection.receive_data(data):
+                if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+                    said |= dict(event.headers or ())
+    assert said[b"grpc-status"] == b"7"
+
+
 # -- keys
 
 
@@ -232,6 +253,9 @@ def test_a_token_from_its_making_to_its_end(server: Server) -> None:
 def test_tokens_may_be_made_before_the_first_start_and_outlive_servers(tmp_path: Path, store: Path) -> None:
     server = Server(tmp_path / "server", store, ["worker_start=fresh", *ON])
     server.folder.mkdir()
+    for arguments in (["list"], ["revoke", "early"]):
+        done = command(server, *arguments)
+        assert (done.returncode, server.state.exists()) == (8, False), "a folder that was misspelt is not made"
     made = command(server, "create", "early", "--scope", "management")
     assert made.returncode == 0, made.stderr
     assert stat.S_IMODE((server.state / "state.db").stat().st_mode) == 0o600

@@ -58,7 +58,7 @@ def _create(args: argparse.Namespace) -> int:
     if args.expires is not None and args.expires <= now:
         raise TokenRefused("The token would have expired already.")
     text, token = new_token(args.name, frozenset(args.scope), now=now, expires_at=args.expires)
-    _book(args).add(token)
+    _book(args, make=True).add(token)
     print(text)
     print(f"This is shown once and kept nowhere. {_EFFECT}", file=sys.stderr)
     return 0
@@ -84,11 +84,11 @@ def _revoke(args: argparse.Namespace) -> int:
     return 0
 
 
-def _book(args: argparse.Namespace) -> TokenBook:
+def _book(args: argparse.Namespace, *, make: bool = False) -> TokenBook:
     from tserve.store.tokens import TokenBook  # late: it brings SQLAlchemy
 
     options = Options(state_dir=args.state_dir, ts_config=args.ts_config)
-    return TokenBook(state_dir(options, os.environ, Path.cwd()))
+    return TokenBook(state_dir(options, os.environ, Path.cwd()), make=make)
 
 
 def _shown(token: NamedToken, now: float) -> dict[str, object]:

@@ -74,7 +74,7 @@ class Exchange:
         self._arrived = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self._begun_at = trio.current_time()
-        self._started = self._answering = False
+        self._admitted = self._started = self._answering = False
         self._leave: Leave | None = None
         self._scope: trio.CancelScope | None = None
         self._call = Call(endpoint.name, client.address, str(uuid.uuid4()), head.metadata, around.stopping)
@@ -95,6 +95,9 @@ class Exchange:
         if self.done:
             return
         try:
+            if not self._admitted:  # nothing is kept for a client that may not ask
+                self._at.admit(self._call)
+                self._admitted = True
             for message in self._inbox.feed(data):
                 self._messages.append(message)
                 self._waiting_bytes += len(message[1])
@@ -198,7 +201,6 @@ class Exchange:
         """Raises TserveError, Refusal."""
         method = self._at.method
         self._started = True
-        self._at.admit(self._call)
         if method.streams_requests:
             self._spawn(self._readable())
             return

@@ -58,11 +58,13 @@ def _token(row: TokenRow) -> NamedToken:
 class TokenBook:
     """The tokens of one state folder, whether a server runs on it or not."""
 
-    def __init__(self, state_dir: Path) -> None:
-        """Makes the folder or upgrades it if need be, as a start of the server would.
+    def __init__(self, state_dir: Path, *, make: bool = False) -> None:
+        """`make` makes the state if there is none; an older one is upgraded, as a start of the server would.
 
-        Raises SchemaTooNew, StateLocked, StateUnusable.
+        Raises SchemaTooNew, StateLocked, StateUnusable, TokenRefused.
         """
+        if not make and not (state_dir / DATABASE).is_file():
+            raise TokenRefused(f"There is no state in {state_dir}.")
         self._database = _database_of(state_dir)
 
     def all(self) -> list[NamedToken]:
