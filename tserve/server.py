@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import ipaddress
 import json
 import logging
 import math
@@ -23,6 +24,8 @@ from pathlib import Path
 import trio
 
 from tserve import __version__
+from tserve.archive.fetch.policy import AddressPolicy
+from tserve.archive.fetch.rules import Rules
 from tserve.archive.keep import Keep
 from tserve.domain.browsers import Browsers
 from tserve.domain.devices import Placement
@@ -124,7 +127,9 @@ class _Server:
     def __init__(self, settings: Settings, database: Path) -> None:
         self._settings = settings
         self._store = SqliteStore(database)
-        self._keep = Keep(settings.state_dir, settings.model_store, allowed_urls=settings.allowed_urls)
+        self._keep = Keep(
+            settings.state_dir, settings.model_store, allowed_urls=settings.allowed_urls, rules=_rules(settings)
+        )
         self._devices = NvmlDevices(most=settings.number_of_gpu, visible=settings.cuda_visible_devices)
         self._catalogue = read_catalogue(settings.metrics_config)
         self._poller, self._timers = Poller(), Timers()
@@ -157,7 +162,8 @@ class _Server:
         self._registry = Registry(await self._store.load())
         self._history = History(self._store, self._registry)
         await self._named_tokens.load()
-        await self._keep.prepare({version.digest for version in self._registry})
+        versions = list(self._registry)
+        await self._keep.prepare({version.digest for version in versions}, {version.url for version in versions})
         async with trio.open_nursery() as nursery:
             await nursery.start(self._listen_to_signals)
             if self._tls is not None or self._grpc_tls is not None:
@@ -359,6 +365,21 @@ def _names(settings: Settings) -> set[str]:
     """What clients may call this server in `Host`, beside numbers."""
     listeners = {address.host for address in (settings.inference, settings.management, settings.metrics)}
     return {*settings.allowed_hosts, *listeners, socket.gethostname()}
+
+
+def _rules(settings: Settings) -> Rules:
+    """What downloads may do; the settings say MiB."""
+    networks = [ipaddress.ip_network(network) for network in settings.allowed_networks]
+    return Rules(
+        addresses=AddressPolicy(networks, allow_all=settings.allow_private_addresses),
+        connect_s=float(settings.download_connect_timeout),
+        idle_s=float(settings.download_idle_timeout),
+        total_s=float(settings.download_timeout),
+        retries=settings.download_retries,
+        most_bytes=settings.max_download_size << 20,
+        free_bytes=settings.download_free_space << 20,
+        s3_endpoint=settings.s3_endpoint_url,
+    )
 
 
 def _urls(settings: Settings, sockets: dict[tuple[str, ...], socket.socket]) -> dict[str, str]:

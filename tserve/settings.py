@@ -36,7 +36,8 @@ _PIP_OPTIONS = (
 class Settings:
     """Everything the server needs to know at start.
 
-    Paths are absolute, timeouts and periods seconds, sizes bytes but for `worker_memory_limit`, which is in MiB.
+    Paths are absolute, timeouts and periods seconds, sizes bytes but for `worker_memory_limit` and
+    those of downloads, which are in MiB.
     `metrics_logs` is what upstream's variables name, None for the folder `logs` in the state folder.
     `cuda_visible_devices` and `omp_num_threads` are what those variables say, None when they are not set;
     `pip_options` are pip's variables that decide what it finds.
@@ -82,8 +83,16 @@ class Settings:
     max_request_size: int = 6553500
     max_response_size: int = 6553500
     initial_worker_port: int = 9000
-    allowed_urls: tuple[str, ...] = ("file://.*", "http(s)?://.*")
+    allowed_urls: tuple[str, ...] = ("file://.*", "http(s)?://.*", "s3://.*")
     allow_private_addresses: bool = False
+    allowed_networks: tuple[str, ...] = ()
+    max_download_size: int = 32768
+    download_free_space: int = 256
+    download_connect_timeout: int = 10
+    download_idle_timeout: int = 60
+    download_timeout: int = 3600
+    download_retries: int = 3
+    s3_endpoint_url: str | None = None
     enable_model_api: bool = True
     default_register_synchronous: bool = False
     list_page_tokens: Literal["cursor", "offset"] = "cursor"

@@ -160,7 +160,35 @@ _MODELS = (
     _used(
         "allow_private_addresses",
         read.boolean,
-        "Lets sources be fetched from private, loopback and link-local addresses (tserve's own key)",
+        "`true`: sources may be fetched from any address; see [sources.md](sources.md) (tserve's own key)",
+    ),
+    _used(
+        "allowed_networks",
+        read.networks,
+        "Comma list of networks that sources may be fetched from although they are not public (tserve's own key)",
+    ),
+    _used("max_download_size", read.number(1), "Largest download in MiB (tserve's own key)"),
+    _used(
+        "download_free_space",
+        read.number(0),
+        "MiB that a download must leave free on the state folder's disk (tserve's own key)",
+    ),
+    _used(
+        "download_connect_timeout",
+        read.number(1),
+        "Seconds to resolve a source's host and to connect to it (tserve's own key)",
+    ),
+    _used("download_idle_timeout", read.number(1), "Seconds a download may go without a byte (tserve's own key)"),
+    _used("download_timeout", read.number(1), "Seconds a download may take with all its tries (tserve's own key)"),
+    _used(
+        "download_retries",
+        read.number(0, 100),
+        "Times in a row that a download may break off without getting further (tserve's own key)",
+    ),
+    _used(
+        "s3_endpoint_url",
+        read.s3_endpoint,
+        "Where `s3://` sources are asked for, in place of AWS; see [sources.md](sources.md) (tserve's own key)",
     ),
     _used("enable_model_api", read.boolean, "Register and unregister over the API; upstream's default is `false`"),
     _used(

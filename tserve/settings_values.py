@@ -263,6 +263,24 @@ def start_models(given: Given) -> tuple[str, ...]:
     return ("all",) if [item.lower() for item in items] == ["all"] else items
 
 
+def networks(given: Given) -> tuple[str, ...]:
+    """IP networks and single addresses, IPv4 and IPv6."""
+    items = _items(given)
+    for item in items:
+        try:
+            ipaddress.ip_network(item)
+        except ValueError as error:
+            raise given.bad(f"a comma list of networks such as 10.1.0.0/16; {error}") from error
+    return items
+
+
+def s3_endpoint(given: Given) -> str | None:
+    text = given.text.strip()
+    if text and re.fullmatch(r"https?://[^\s/@?#\\]+(?:/[^\s?#\\]*)?", text) is None:
+        raise given.bad("http://host[:port] or https://host[:port], or nothing")
+    return text or None
+
+
 def patterns(given: Given) -> tuple[str, ...]:
     """An empty text is an empty list: no URL is allowed."""
     items = _items(given)

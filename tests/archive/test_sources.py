@@ -1,8 +1,9 @@
 import os
+from pathlib import Path
 
 import pytest
 
-from tserve.archive.sources import Kind, compile_allowed, resolve, startup_sources
+from tserve.archive.sources import Kind, Remote, Source, compile_allowed, resolve, startup_sources
 from tserve.errors import BadConfiguration, DownloadFailed, InvalidModel, ModelNotFound
 
 OPEN = compile_allowed(["file://.*", "http(s)?://.*"])
@@ -129,12 +130,33 @@ def test_policy(store, url, message):
     assert caught.value.message == message
 
 
-@pytest.mark.parametrize("url", ["http://good/x.mar", "HTTP://GOOD/x.mar", "s3://good/x.mar"])
-def test_downloads_are_not_built_and_say_so(store, url):
-    with pytest.raises(DownloadFailed) as caught:
-        resolve(url, store, compile_allowed(["(http|s3)://good/.*"]))
-    assert caught.value.message == f"Failed to download archive from: {url}"
-    assert caught.value.cause["reason"] == "not_built"
+@pytest.mark.parametrize(
+    ("url", "name", "kind"),
+    [
+        ("http://good/x.mar", "x.mar", Kind.ZIP),
+        ("HTTP://GOOD/a/b/x.model?token=/y.tar.gz", "x.model", Kind.ZIP),
+        ("http://good/x.tar.gz#/y.mar", "x.tar.gz", Kind.TAR),
+        ("http://good/", "", Kind.TAR),
+        ("http://good/a/%2fx.mar", "%2fx.mar", Kind.ZIP),
+        ("s3://good/x.mar", "x.mar", Kind.ZIP),
+        ("s3://good/a/b?#c.mar", "b?#c.mar", Kind.ZIP),
+    ],
+)
+def test_files_of_other_machines(store, url, name, kind):
+    found = resolve(url, store, compile_allowed(["(http|s3)://good/.*"]))
+    assert (found, found.kind) == (Remote(url, name), kind)
+
+
+def test_a_link_to_a_download_counts_as_a_file_of_the_store(store, tmp_path):
+    downloads, kept = tmp_path / "downloads", tmp_path / "downloads" / "0f"
+    downloads.mkdir()
+    kept.write_bytes(b"x")
+    (store / "fetched.mar").symlink_to(kept)
+    assert resolve("fetched.mar", store, OPEN, downloads) == Source("fetched.mar", str(kept), Kind.ZIP)
+    assert resolve(f"file://{store}/fetched.mar", store, OPEN, downloads).path == str(kept)
+    with pytest.raises(ModelNotFound):
+        resolve("fetched.mar", store, OPEN)
+    assert startup_sources(store, Path.is_symlink) == []
 
 
 @pytest.mark.parametrize(

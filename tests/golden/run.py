@@ -52,6 +52,8 @@ GROUPS = [
     "token",
     "model-api-off",
     "default-mode",
+    "urls",
+    "s3",
 ]
 
 

@@ -6,19 +6,18 @@ each archive, so it imports little: never trio, yaml only for an archive with a 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import json
 import os
 import resource
-import signal
 import sys
 from io import BufferedReader
 from pathlib import Path
 
 from tserve.archive.content import ZIP_MAGIC, first_bytes, opened
 from tserve.archive.manifest import mend, read_config, read_manifest
+from tserve.archive.parent import die_with
 from tserve.archive.refusal import BadManifest, Refused
 from tserve.archive.tree import Tree
 
@@ -27,12 +26,11 @@ MAX_MEMORY = 1 << 30  # headers and directories that lie about their size then e
 _MAX_RATIO = 200
 _ALWAYS_ALLOWED = 1 << 30  # bytes: small archives may hold one large file of zeros
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Arguments: the package's root (used by the command line that imports this), the server's process id."""
-    _die_with(int(sys.argv[2]))
+    die_with(int(sys.argv[2]))
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = MAX_MEMORY if hard == resource.RLIM_INFINITY else min(MAX_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
@@ -97,10 +95,3 @@ def _read_file(file: BufferedReader, kind: str, tree: Tree) -> tuple[str, int, l
 
         untar(file, tree)
     return digest, size, []
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the server dies, also when it did so before this line."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit("the server is gone")

@@ -13,12 +13,14 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import trio
 
 from tserve.archive import sources
+from tserve.archive.downloads import AtHand, Digests, Downloads, UnderWay
+from tserve.archive.fetch.rules import Rules
 from tserve.archive.intake_process import not_saved, take_in
 from tserve.domain.versions import Archive
 from tserve.errors import StateUnusable
@@ -35,27 +37,36 @@ class Keep:
     One per state folder; `prepare` comes first.  All methods are called from the Trio thread.
     """
 
-    def __init__(self, state_dir: Path, model_store: Path, *, allowed_urls: Sequence[str]) -> None:
+    def __init__(
+        self, state_dir: Path, model_store: Path, *, allowed_urls: Sequence[str], rules: Rules | None = None
+    ) -> None:
         """Raises BadConfiguration for an `allowed_urls` expression that cannot be compiled."""
         state_dir = state_dir.absolute()
         self._archives = state_dir / "archives"
         self._incoming = state_dir / "incoming"
         self._model_store = model_store.absolute()
         self._allowed = sources.compile_allowed(allowed_urls)
+        self._downloads = Downloads(
+            state_dir / "downloads", self._incoming, self._model_store, allowed=self._allowed, rules=rules or Rules()
+        )
         self._intakes = trio.CapacityLimiter(_INTAKES)
         self._threads = trio.CapacityLimiter(_THREADS)
         self._moves = trio.Lock()  # between looking whether content is kept and moving it
         self._pins: Counter[str] = Counter()
 
-    async def prepare(self, referenced: Collection[str]) -> None:
-        """Make the folders and remove what an earlier run left behind.  Raises StateUnusable."""
-        await trio.to_thread.run_sync(self._prepare, frozenset(referenced), limiter=self._threads)
+    async def prepare(self, referenced: Collection[str], urls: Collection[str] = ()) -> None:
+        """Make the folders and remove what an earlier run left behind; `urls` are what versions were registered from.
 
-    def _prepare(self, referenced: frozenset[str]) -> None:
+        Raises StateUnusable.
+        """
+        await trio.to_thread.run_sync(self._prepare, frozenset(referenced), frozenset(urls), limiter=self._threads)
+
+    def _prepare(self, referenced: frozenset[str], urls: frozenset[str]) -> None:
         try:
             for folder in (self._archives, self._incoming):
                 folder.mkdir(parents=True, exist_ok=True)
             _fsync_folder(self._archives.parent)
+            self._downloads.sweep(urls)
             leftovers = list(self._incoming.iterdir())
             kept = {entry.name: entry for entry in self._archives.iterdir() if _DIGEST.fullmatch(entry.name)}
         except OSError as error:
@@ -67,35 +78,63 @@ class Keep:
 
     def startup_sources(self) -> list[str]:
         """What `load_models=all` registers, by name."""
-        return sources.startup_sources(self._model_store)
+        return sources.startup_sources(self._model_store, self._downloads.is_link)
+
+    def downloads(self) -> list[UnderWay]:
+        """The downloads that registrations wait for."""
+        return list(self._downloads.under_way())
 
     def model_dir(self, digest: str) -> Path:
         """The folder a worker gets as its model folder."""
         return self._archives / digest
 
     @asynccontextmanager
-    async def admit(self, url: str, *, referenced: Callable[[str], bool] | None = None) -> AsyncIterator[Archive]:
-        """Resolve, hash, unpack, check and keep what `url` names; no `release` can take it inside the block.
+    async def admit(
+        self,
+        url: str,
+        *,
+        signed: bool = False,
+        referenced: Callable[[str], bool] | None = None,
+        digests: Digests = lambda _: (),
+    ) -> AsyncIterator[Archive]:
+        """Resolve, fetch, hash, unpack, check and keep what `url` names; no `release` can take it inside the block.
 
-        With `referenced` the content is released behind the block, so that a registration that came to nothing
-        leaves nothing.  Raises ModelNotFound, InvalidModel, DownloadFailed or InternalServer.
+        `signed`: the request of an http(s) URL is signed for S3.  With `referenced` the content is released behind the
+        block, so that a registration that came to nothing leaves nothing; `digests` says what is registered from a
+        URL.  Raises ModelNotFound, InvalidModel, DownloadFailed or InternalServer.
         """
-        source = await trio.to_thread.run_sync(
-            sources.resolve, url, self._model_store, self._allowed, limiter=self._threads
+        async with self._at_hand(await self._resolve(url), signed=signed, digests=digests) as at_hand:
+            source = at_hand.source
+            desk = self._incoming / uuid.uuid4().hex
+            try:
+                async with self._intakes:
+                    archive = await take_in(source, desk)
+                await self._place(desk / "model", source, archive.digest)
+            finally:
+                await self._clear(desk)
+            at_hand.digest = archive.digest
+            try:
+                yield archive
+            finally:
+                self._pins[archive.digest] -= 1
+                if referenced is not None:
+                    await self.release(archive.digest, referenced=referenced)
+
+    async def forget(self, url: str, *, digests: Digests) -> None:
+        """Let the download of a URL go, unless a version is registered from it."""
+        await self._downloads.forget(url, digests=digests)
+
+    async def _resolve(self, url: str) -> sources.Source | sources.Remote:
+        return await trio.to_thread.run_sync(
+            sources.resolve, url, self._model_store, self._allowed, self._downloads.folder, limiter=self._threads
         )
-        desk = self._incoming / uuid.uuid4().hex
-        try:
-            async with self._intakes:
-                archive = await take_in(source, desk)
-            await self._place(desk / "model", source, archive.digest)
-        finally:
-            await self._clear(desk)
-        try:
-            yield archive
-        finally:
-            self._pins[archive.digest] -= 1
-            if referenced is not None:
-                await self.release(archive.digest, referenced=referenced)
+
+    def _at_hand(
+        self, source: sources.Source | sources.Remote, *, signed: bool, digests: Digests
+    ) -> AbstractAsyncContextManager[AtHand]:
+        if isinstance(source, sources.Remote):
+            return self._downloads.at_hand(source, signed=signed, digests=digests)
+        return nullcontext(AtHand(source))
 
     async def release(self, digest: str, *, referenced: Callable[[str], bool]) -> None:
         """Delete content that no block of `admit` pins and no version references; other content stays."""

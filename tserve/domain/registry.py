@@ -122,5 +122,9 @@ class Registry:
         if not self.references(removed.digest):
             del self._archives[removed.digest]
 
+    def digests_from(self, url: str) -> set[str]:
+        """The archives of all versions that were registered from this URL."""
+        return {version.digest for version in self if version.url == url}
+
     def references(self, digest: str) -> bool:
         return any(version.digest == digest for version in self)

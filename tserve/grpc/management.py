@@ -82,6 +82,7 @@ class _ManagementApi:
             synchronous=request.synchronous,
             response_timeout=_said(request.response_timeout),
             startup_timeout=_said(request.startup_timeout),
+            s3_sse_kms=request.s3_sse_kms,
         )
         return _command(await self._management.register(ask, actor=_actor(call)))
 

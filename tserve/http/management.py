@@ -26,6 +26,7 @@ from tserve.http.openapi_management import (
     RESPONSE_TIMEOUT,
     RETRY,
     RUNTIME,
+    S3_SSE_KMS,
     SCALE,
     SCALED_VERSION,
     SET_DEFAULT,
@@ -123,6 +124,7 @@ class _ManagementApi:
             synchronous=given[SYNCHRONOUS_REGISTER],
             response_timeout=given[RESPONSE_TIMEOUT],
             startup_timeout=given[STARTUP_TIMEOUT],
+            s3_sse_kms=given[S3_SSE_KMS],
         )
         return _command(await self._management.register(ask, actor=_actor(call)))
 

@@ -82,6 +82,11 @@ RESPONSE_TIMEOUT: Final = number(
 STARTUP_TIMEOUT: Final = number(
     "startup_timeout", "Seconds that a worker has to load; 120, unless yaml or configuration say otherwise."
 )
+S3_SSE_KMS: Final = flag(
+    "s3_sse_kms",
+    "Whether the request of an http(s) URL is signed for S3, with the server's credentials.",
+    default=False,
+)
 
 MIN_WORKER: Final = number("min_worker", "Workers to have at least.", default=1, least=0, most=MOST_WORKERS, example=2)
 MAX_WORKER: Final = number("max_worker", "Workers to have at most; min_worker, unless given.", least=0)
@@ -117,6 +122,7 @@ _REGISTER_PARAMETERS: Final[tuple[Parameter[object], ...]] = (
     SYNCHRONOUS_REGISTER,
     RESPONSE_TIMEOUT,
     STARTUP_TIMEOUT,
+    S3_SSE_KMS,
 )
 REGISTER: Final = Operation(
     id="registerModel",

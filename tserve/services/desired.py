@@ -43,6 +43,7 @@ class RegisterRequest:
     synchronous: bool | None = None
     response_timeout: int | None = None
     startup_timeout: int | None = None
+    s3_sse_kms: bool = False
 
 
 def check_runtime(runtime: str | None) -> None:

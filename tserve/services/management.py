@@ -16,6 +16,7 @@ from enum import Enum
 
 import trio
 
+from tserve.archive.fetch.rules import without_query
 from tserve.archive.keep import Keep
 from tserve.domain.actor import Actor
 from tserve.domain.devices import Devices
@@ -135,7 +136,12 @@ class Management:
             raise BadRequest("Parameter url is required.", cause={"field": "url"})
         check_runtime(ask.runtime)
         await self._devices.detect()
-        async with self._keep.admit(ask.url, referenced=self._registry.references) as archive:
+        async with self._keep.admit(
+            ask.url,
+            signed=ask.s3_sse_kms,
+            referenced=self._registry.references,
+            digests=self._registry.digests_from,
+        ) as archive:
             gpus = self._devices.count()
             version = version_of(ask, archive, self._settings, at_startup=at_startup, gpus=gpus)
             held = self._registry.get(version.key)
@@ -161,13 +167,18 @@ class Management:
         text = f'Model "{key.name}" Version: {key.version} registered with {count} initial workers'
         return Result(Progress.DONE, text)
 
+    def registered_from(self, url: str, name: str | None) -> Key | None:
+        """A version that was registered from this URL, under this name if one is given."""
+        found = (each.key for each in self._registry if each.url == url and name in (None, each.key.name))
+        return next(found, None)
+
     async def _add(self, version: Version, archive: Archive, actor: Actor) -> None:
         async with self._changing:
             self._registry.check_free(version.key)
             with trio.CancelScope(shield=True):
                 await self._store.add_version(version, archive, actor=actor)
                 self._registry.add(version, archive)
-        _log.info("%s registered from %s by %s", version.key, version.url, actor)
+        _log.info("%s registered from %s by %s", version.key, without_query(version.url), actor)
 
     async def _all_up_or_roll_back(self, version: Version, pool: Pool, actor: Actor) -> None:
         settled = await pool.settled(patience_s=float(max(0, version.startup_timeout)))
@@ -298,6 +309,7 @@ class Management:
         if pool is not None:
             await pool.gone.wait()
         await self._keep.release(version.digest, referenced=self._registry.references)
+        await self._keep.forget(version.url, digests=self._registry.digests_from)
         if self._dependencies is not None:
             await self._dependencies.release()
 

@@ -9,13 +9,16 @@ import logging
 import re
 from pathlib import PurePosixPath
 
+from tserve.archive.fetch.rules import without_query
 from tserve.archive.keep import Keep
+from tserve.archive.sources import remote
 from tserve.domain.actor import START
 from tserve.errors import Conflict, InvalidModel, TserveError
 from tserve.services.desired import RegisterRequest
 from tserve.services.management import Management
 from tserve.settings import Settings
 
+_SCHEME = re.compile(r"(?:https?|s3)://", re.IGNORECASE)
 _log = logging.getLogger("tserve.services")
 
 
@@ -25,12 +28,16 @@ async def load_models(management: Management, keep: Keep, settings: Settings) ->
     if any(item.lower() == "all" for item in items):
         items = tuple(keep.startup_sources())
     for item in items:
-        name, separator, url = item.partition("=")
+        name, separator, url = ("", "", item) if _SCHEME.match(item) else item.partition("=")
         ask = RegisterRequest(url=url if separator else item, model_name=name if separator else None)
+        if _SCHEME.match(ask.url or "") and (held := management.registered_from(ask.url or "", ask.model_name)):
+            management.startup_names.add(held.name)
+            _log.info("%s: registered already, as %s; not fetched again", without_query(item), held)
+            continue
         try:
             await _ensure(management, ask)
         except TserveError as e:
-            _log.warning("Failed to load model: %s: %s", item, e.message)
+            _log.warning("Failed to load model: %s: %s", without_query(item), e.message)
 
 
 async def _ensure(management: Management, ask: RegisterRequest) -> None:
@@ -43,5 +50,9 @@ async def _ensure(management: Management, ask: RegisterRequest) -> None:
         if ask.model_name is not None:
             raise
         # An archive without a name takes its file's.
-        stem = PurePosixPath(ask.url or "").name.removesuffix(".tar.gz").removesuffix(".mar").removesuffix(".model")
+        stem = _file_name(ask.url or "").removesuffix(".tar.gz").removesuffix(".mar").removesuffix(".model")
         await _ensure(management, RegisterRequest(url=ask.url, model_name=re.sub(r"\W", "_", stem)))
+
+
+def _file_name(url: str) -> str:
+    return remote(url).name if _SCHEME.match(url) else PurePosixPath(url).name
