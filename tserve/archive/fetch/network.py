@@ -1,6 +1,6 @@
 """The one door through which sources are fetched: resolve once, check every address, connect to one that was checked.
 
-httpx asks this backend for each new connection, at each redirect too; nothing else here opens one.  Environment
+httpcore asks this backend for each new connection, at each redirect too; nothing else here opens one.  Environment
 variables about proxies are never read: a proxy would resolve the name again, out of our sight.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Self
 
 import certifi
 import httpcore
@@ -20,7 +21,6 @@ import trio
 from tserve.archive.fetch.policy import AddressPolicy
 
 _log = logging.getLogger("tserve.archive")
-BODY = "tserve.body"  # the extension of a response that holds its Body
 _MOST_ADDRESSES = 4  # tried one after the other
 
 
@@ -80,58 +80,60 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         return addresses[:_MOST_ADDRESSES]
 
 
-class Body(httpx.AsyncByteStream):
-    """The bytes of an answer as they come.  May be left at any point, unlike the generators of httpx and httpcore."""
+class Body:
+    """The bytes of an answer as they come.  May be left at any point, unlike httpcore's own generators."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._chunks: AsyncIterator[bytes] = aiter(stream)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        return await anext(self._chunks)
+        return self._chunks
 
     async def aclose(self) -> None:
-        """Close the connection, then have httpcore's generators run into that, so that none is left suspended."""
+        """Close the connection, then have the generators run into that, so that none is left suspended."""
         await self._stream.aclose()
         with suppress(httpcore.NetworkError, httpcore.ProtocolError):
             async for _ in self._chunks:
                 pass
 
 
-class GuardedTransport(httpx.AsyncBaseTransport):
-    """httpx's requests over a GuardedBackend, HTTP/1.1 only.  Raises httpcore's errors, not httpx's."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: httpx.Headers
+    body: Body
 
-    def __init__(self, policy: AddressPolicy, tls: ssl.SSLContext) -> None:
+
+class Door:
+    """HTTP/1.1 through a GuardedBackend; closed by its user.
+
+    No cookies, no redirects of its own, no proxies.  Not httpx's client on top: that reads redirects before anyone can
+    judge them, and logs whole URLs, the keys of presigned ones too.
+    """
+
+    def __init__(self, policy: AddressPolicy, tls: ssl.SSLContext, *, connect_s: float, idle_s: float) -> None:
         self._pool = httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=GuardedBackend(policy))
+        self._timeout = {"connect": connect_s, "read": idle_s, "write": idle_s, "pool": connect_s}
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = httpcore.URL(
-            scheme=request.url.raw_scheme,
-            host=request.url.raw_host,
-            port=request.url.port,
-            target=request.url.raw_path,
-        )
-        response = await self._pool.handle_async_request(
-            httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
-        )
-        body = Body(response.stream)
-        return httpx.Response(response.status, headers=response.headers, stream=body, extensions={BODY: body})
+    async def __aenter__(self) -> Self:
+        return self
 
-    async def aclose(self) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self._pool.aclose()
 
-
-def make_client(policy: AddressPolicy, tls: ssl.SSLContext, *, connect_s: float, idle_s: float) -> httpx.AsyncClient:
-    """A client for one download, closed by its user.  Redirects are the caller's to follow."""
-    return httpx.AsyncClient(
-        transport=GuardedTransport(policy, tls),
-        trust_env=False,
-        follow_redirects=False,
-        timeout=httpx.Timeout(idle_s, connect=connect_s),
-    )
+    @asynccontextmanager
+    async def get(self, url: httpx.URL, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
+        """Raises AddressRefused and httpcore's errors."""
+        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        sent = [(b"Host", url.netloc), *((name.encode(), value.encode()) for name, value in headers.items())]
+        request = httpcore.Request("GET", target, headers=sent, extensions={"timeout": self._timeout})
+        response = await self._pool.handle_async_request(request)
+        body = Body(response.stream)
+        try:
+            yield Answer(response.status, httpx.Headers(response.headers), body)
+        finally:
+            await body.aclose()
 
 
 def make_tls() -> ssl.SSLContext:

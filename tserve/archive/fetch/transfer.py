@@ -17,7 +17,7 @@ import httpx
 import trio
 
 from tserve import __version__
-from tserve.archive.fetch.network import BODY, AddressRefused, make_client
+from tserve.archive.fetch.network import AddressRefused, Answer, Door
 from tserve.archive.fetch.rules import (
     NotAllowed,
     Passing,
@@ -49,12 +49,13 @@ def checked_url(text: str) -> httpx.URL:
     """An http(s) URL that all readers of it read alike.  Raises TransferFailed."""
     try:
         url = httpx.URL(text)
+        named = bool(url.host)  # decodes the name, which not every one survives
     except (httpx.InvalidURL, ValueError, UnicodeError) as error:
         raise TransferFailed("bad_url", "the URL cannot be read") from error
     if len(text) > _MOST_URL or _STRANGE.search(text):
         detail = f"a URL has at most {_MOST_URL} characters, no blanks, no backslashes and no parent folders"
         raise TransferFailed("bad_url", detail)
-    if url.scheme not in ("http", "https") or not url.raw_host or url.userinfo:
+    if url.scheme not in ("http", "https") or not named or url.userinfo:
         raise TransferFailed("bad_url", "the URL needs http or https and a host, without a user name")
     return url
 
@@ -121,15 +122,14 @@ class Transfer:
 
     async def _try(self) -> bool:
         rules = self._rules
-        client = make_client(rules.addresses, self._tls, connect_s=rules.connect_s, idle_s=rules.idle_s)
         url, origin = self._url, None
-        async with client:
+        async with Door(rules.addresses, self._tls, connect_s=rules.connect_s, idle_s=rules.idle_s) as door:
             for _ in range(_REDIRECTS + 1):
                 target, headers = await self._request(url, origin)
                 origin = origin or target
-                async with self._answer(client, target, headers) as response:
-                    if (again := self._redirect(response, target)) is None:
-                        return await self._take(response)
+                async with self._answer(door, target, headers) as answer:
+                    if (again := self._redirect(answer, target)) is None:
+                        return await self._take(answer)
                     url = again
         raise TransferFailed("too_many_redirects", f"more than {_REDIRECTS} redirects")
 
@@ -154,13 +154,11 @@ class Transfer:
         return target, headers
 
     @asynccontextmanager
-    async def _answer(
-        self, client: httpx.AsyncClient, url: httpx.URL, headers: dict[str, str]
-    ) -> AsyncIterator[httpx.Response]:
+    async def _answer(self, door: Door, url: httpx.URL, headers: dict[str, str]) -> AsyncIterator[Answer]:
         """The answer to one request; what breaks while it is read becomes Passing or TransferFailed."""
         try:
-            async with client.stream("GET", url, headers=headers) as response:
-                yield response
+            async with door.get(url, headers) as answer:
+                yield answer
         except AddressRefused as error:
             detail = f"{error.host} has an address that is not public ({error.what}); see allow_private_addresses"
             raise NotAllowed("address_not_allowed", detail) from error
@@ -168,17 +166,15 @@ class Transfer:
             if (distrust := _distrust(error)) is not None:
                 raise TransferFailed("certificate", f"the certificate is not trusted: {distrust}") from error
             raise Passing(*_told(error, self._rules)) from error
-        except httpx.HTTPError as error:
-            raise TransferFailed("bad_answer", f"the answer cannot be read: {type(error).__name__}") from error
 
-    def _redirect(self, response: httpx.Response, asked: httpx.URL) -> str | None:
+    def _redirect(self, answer: Answer, asked: httpx.URL) -> str | None:
         """The next URL to ask, checked like the first; None for an answer that is no redirect."""
         if self._is_object:
-            return self._other_region(response)
-        if response.status_code not in _REDIRECT:
+            return self._other_region(answer)
+        if answer.status not in _REDIRECT:
             return None
         try:
-            target = asked.join(response.headers["location"])
+            target = asked.join(answer.headers["location"])
         except (KeyError, httpx.InvalidURL, ValueError, UnicodeError) as error:
             raise TransferFailed("bad_redirect", "a redirect that leads nowhere") from error
         url = str(checked_url(str(target)))
@@ -188,52 +184,52 @@ class Transfer:
             raise NotAllowed("redirect_not_allowed", f"redirects to {without_query(url)}, which is not allowed")
         return url
 
-    def _other_region(self, response: httpx.Response) -> str | None:
+    def _other_region(self, answer: Answer) -> str | None:
         """S3 names the region of a bucket that is not where it was looked for: sign for that one, once."""
-        region = response.headers.get("x-amz-bucket-region")
-        if response.status_code in (*_REDIRECT, 400) and region and region != self._region:
+        region = answer.headers.get("x-amz-bucket-region")
+        if answer.status in (*_REDIRECT, 400) and region and region != self._region:
             if re.fullmatch(r"[a-z0-9-]{1,40}", region) is None:
                 raise TransferFailed("bad_redirect", "a region that is none")
             self._region = region
             return self._url
-        if response.status_code in _REDIRECT:
+        if answer.status in _REDIRECT:
             raise TransferFailed("bad_redirect", "a redirect that names no region")
         return None
 
     # -- taking
 
-    async def _take(self, response: httpx.Response) -> bool:
-        status, progress = response.status_code, self._progress
+    async def _take(self, answer: Answer) -> bool:
+        status, progress = answer.status, self._progress
         if status == 304 and self._known.condition and not progress.received:
             return False
-        if status == 206 and progress.received and self._goes_on(response):
+        if status == 206 and progress.received and self._goes_on(answer):
             pass
         elif status in (200, 203):
             progress.received = 0
-            headers = response.headers
+            headers = answer.headers
             self.validator = Validator(headers.get("etag"), headers.get("last-modified"))
         elif status in (206, 416):
             progress.received = 0
             raise Passing("bad_answer", f"status {status} for another part than was asked for")
         elif status in _PASSING:
-            raise Passing("status", f"status {status}", wait_s=_retry_after(response))
+            raise Passing("status", f"status {status}", wait_s=_retry_after(answer))
         else:
             raise TransferFailed("status", f"status {status}")
-        length = _length(response)
+        length = _length(answer)
         progress.expected = None if length is None else progress.received + length
         self._check_size(max(progress.received, progress.expected or 0))
-        await self._write(response)
+        await self._write(answer)
         if progress.expected not in (None, progress.received):
             raise Passing("cut_short", f"{progress.received} of {progress.expected} bytes came")
         _log.info("downloaded %s, %d bytes", without_query(self._url), progress.received)
         return True
 
-    def _goes_on(self, response: httpx.Response) -> bool:
+    def _goes_on(self, answer: Answer) -> bool:
         """Whether a partial answer is the rest of the very content that the file has the beginning of."""
         part = re.fullmatch(
-            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("content-range", "")
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", answer.headers.get("content-range", "")
         )
-        known, etag = self._progress.expected, response.headers.get("etag")
+        known, etag = self._progress.expected, answer.headers.get("etag")
         return (
             part is not None
             and int(part[1]) == self._progress.received
@@ -241,12 +237,12 @@ class Transfer:
             and etag in (None, self.validator.etag)
         )
 
-    async def _write(self, response: httpx.Response) -> None:
+    async def _write(self, answer: Answer) -> None:
         """Append the body; whatever ends it, what was read is in the file, and `received` says how much that is."""
         pending = bytearray()
         with self._opened() as file:
             try:
-                async for chunk in response.extensions[BODY]:
+                async for chunk in answer.body:
                     pending += chunk
                     self._check_size(self._progress.received + len(pending))
                     if len(pending) >= _PIECE:
@@ -305,14 +301,14 @@ def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:
     return (one.scheme, one.raw_host, one.port) == (other.scheme, other.raw_host, other.port)
 
 
-def _length(response: httpx.Response) -> int | None:
+def _length(answer: Answer) -> int | None:
     """What the answer says of its own length."""
-    text = response.headers.get("content-length", "")
+    text = answer.headers.get("content-length", "")
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
-def _retry_after(response: httpx.Response) -> float:
-    text = response.headers.get("retry-after", "")
+def _retry_after(answer: Answer) -> float:
+    text = answer.headers.get("retry-after", "")
     return float(text) if re.fullmatch(r"[0-9]{1,6}", text) else 0.0
 
 
