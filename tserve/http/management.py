@@ -46,6 +46,7 @@ from tserve.http.openapi_management import (
 from tserve.http.openapi_recorded import model_document
 from tserve.http.operations import JSON
 from tserve.http.params import JsonBody, Parameters
+from tserve.http.registrations import registrations_route
 from tserve.http.render import JSON_TYPE, handler_reply, json_reply, status_reply
 from tserve.http.routes import Call, Reply, Route, Table
 from tserve.services.describe import Describe
@@ -86,6 +87,7 @@ def management_routes(
         Route(frozenset({"OPTIONS"}), "/models/{name}/{version}", api.description, VERSION_API),
         Route(frozenset({"GET"}), "/workflows", _no_workflows, WORKFLOW_LIST),
         *history_routes(history),
+        registrations_route(management),
         Route(frozenset({"POST"}), "/tserve/models/{name}/retry", api.retry, RETRY),
         Route(frozenset({"POST"}), "/tserve/models/{name}/{version}/retry", api.retry, VERSION_RETRY),
     ]

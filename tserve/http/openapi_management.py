@@ -12,6 +12,7 @@ from tserve.http.openapi_shapes import (
     KSERVE_READY,
     MODEL_PAGE,
     MODEL_VERSION,
+    REGISTRATION_LIST,
     STATUS,
     WORKFLOWS,
 )
@@ -257,6 +258,14 @@ READY: Final = Operation(
     description="What follows a colon in the name is left out, unless a model has that name.",
     answers={200: Answer("Whether the default version has a worker that is loaded.", KSERVE_READY)},
     errors={404: "There is no such model."},
+)
+
+REGISTRATIONS: Final = Operation(
+    id="registrations",
+    tag=_MANAGEMENT,
+    summary="Registrations under way",
+    description="The calls that register a model and are not done yet, with the progress of their downloads.",
+    answers={200: Answer("All of them, oldest first.", REGISTRATION_LIST)},
 )
 
 # -- history: unlike the contract's own parameters, ones that make no sense are refused

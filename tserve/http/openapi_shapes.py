@@ -108,6 +108,24 @@ _JOB_QUEUE_STATUS: Final = Shape(
     "JobQueueStatus", object_of({"remainingCapacity": INTEGER, "pendingRequests": INTEGER})
 )
 _STATE: Final = one_of_texts([state.value for state in State])
+REGISTRATION: Final = Shape(
+    "Registration",
+    object_of(
+        {
+            "url": said(STRING, "Without the query."),
+            "since": STRING,
+            "phase": one_of_texts(["downloading", "checking"]),
+        },
+        {
+            "modelName": said(STRING, "What the call names the model; absent when the archive is to say."),
+            "download": object_of(
+                {"receivedBytes": INTEGER, "tries": INTEGER},
+                {"expectedBytes": said(INTEGER, "Absent while the other side does not say.")},
+            ),
+        },
+    ),
+)
+REGISTRATION_LIST: Final = Shape("RegistrationList", object_of({"registrations": array(REGISTRATION)}))
 _VERSION_DETAIL: Final = Shape(
     "VersionDetail",
     object_of(
@@ -119,7 +137,8 @@ _VERSION_DETAIL: Final = Shape(
             "ready": said(INTEGER, "Workers that are loaded."),
             "wanted": said(INTEGER, "Workers that are asked for."),
             "restarts": INTEGER,
-        }
+        },
+        {"registering": array(REGISTRATION, "Calls under way that register a version of this model.")},
     ),
 )
 MODEL_VERSION: Final = Shape(

@@ -19,6 +19,7 @@ from tserve.domain.registry import Registry
 from tserve.domain.times import shown_time
 from tserve.domain.versions import Version
 from tserve.domain.wire import JobReply, JobRequest
+from tserve.errors import ModelNotFound
 from tserve.runtime.pool import PoolView
 from tserve.runtime.reconcile import Reconciler
 from tserve.runtime.slot import SlotView
@@ -62,8 +63,17 @@ class Describe:
     async def ask(self, name: str, version: str | None, *, customized: JobRequest | None = None) -> Description:
         """What a describe call shows; `customized` is what the handler of one version is asked besides.
 
-        Raises ModelNotFound, ModelVersionNotFound, and what Inference.describe does.
+        Raises ModelNotFound, ModelVersionNotFound, and what Inference.describe does.  The first says so when the model
+        is being registered.
         """
+        try:
+            return await self._ask(name, version, customized)
+        except ModelNotFound as error:
+            if registering := self._management.registrations.shown(name):
+                error.cause |= {"reason": "registering", "registering": registering}
+            raise
+
+    async def _ask(self, name: str, version: str | None, customized: JobRequest | None) -> Description:
         if version == EVERY_VERSION:
             return Description(self.all(name))
         if customized is None:
@@ -132,6 +142,7 @@ class Describe:
 
     def _beyond(self, version: Version, view: PoolView) -> dict[str, object]:
         health = judge(version, view, is_default=self._registry.is_default(version.key))
+        registering = self._management.registrations.shown(version.key.name)
         return {
             "digest": f"sha256:{version.digest}",
             "handler": version.handler,
@@ -140,6 +151,7 @@ class Describe:
             "ready": health.ready,
             "wanted": health.wanted,
             "restarts": health.restarts,
+            **({"registering": registering} if registering else {}),
         }
 
     def _worker(self, slot: SlotView, tail: int) -> dict[str, object]:

@@ -29,6 +29,7 @@ from tserve.services.dependencies import Dependencies
 from tserve.services.desired import RegisterRequest, check_runtime, check_workers, cut_to_devices, version_of
 from tserve.services.history import History
 from tserve.services.ports import Store
+from tserve.services.registering import Registrations
 from tserve.settings import Settings
 
 _log = logging.getLogger("tserve.services")
@@ -95,6 +96,7 @@ class Management:
         self._history = history
         self._devices = devices
         self._dependencies = dependencies
+        self.registrations = Registrations(keep.downloads)
         self._changing = trio.Lock()
         self._send_work, self._work = trio.open_memory_channel[_Work](math.inf)
         self.startup_names: set[str] = set()  # models that this start loaded by name
@@ -135,20 +137,8 @@ class Management:
         if ask.url is None:
             raise BadRequest("Parameter url is required.", cause={"field": "url"})
         check_runtime(ask.runtime)
-        await self._devices.detect()
-        async with self._keep.admit(
-            ask.url,
-            signed=ask.s3_sse_kms,
-            referenced=self._registry.references,
-            digests=self._registry.digests_from,
-        ) as archive:
-            gpus = self._devices.count()
-            version = version_of(ask, archive, self._settings, at_startup=at_startup, gpus=gpus)
-            held = self._registry.get(version.key)
-            if at_startup and held is not None:
-                _log_differences(held, version)
-            async with self._dependencies.admit(version, archive) if self._dependencies else nullcontext():
-                await self._add(version, archive, actor)
+        with self.registrations.under_way(ask.url, ask.model_name):
+            version = await self._take_in(ask, ask.url, actor, at_startup=at_startup)
         key = version.key
         if at_startup:
             self.startup_names.add(key.name)
@@ -166,6 +156,24 @@ class Management:
         count = version.min_workers
         text = f'Model "{key.name}" Version: {key.version} registered with {count} initial workers'
         return Result(Progress.DONE, text)
+
+    async def _take_in(self, ask: RegisterRequest, url: str, actor: Actor, *, at_startup: bool) -> Version:
+        """The archive at `url` as a version of the registry, without its workers."""
+        await self._devices.detect()
+        async with self._keep.admit(
+            url,
+            signed=ask.s3_sse_kms,
+            referenced=self._registry.references,
+            digests=self._registry.digests_from,
+        ) as archive:
+            gpus = self._devices.count()
+            version = version_of(ask, archive, self._settings, at_startup=at_startup, gpus=gpus)
+            held = self._registry.get(version.key)
+            if at_startup and held is not None:
+                _log_differences(held, version)
+            async with self._dependencies.admit(version, archive) if self._dependencies else nullcontext():
+                await self._add(version, archive, actor)
+        return version
 
     def registered_from(self, url: str, name: str | None) -> Key | None:
         """A version that was registered from this URL, under this name if one is given."""
