@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import zipfile
+from functools import partial
 
 import pytest
 import trio
@@ -118,12 +119,12 @@ async def test_what_is_no_archive_leaves_nothing(registry, origin, nothing_left)
 
 
 async def test_a_download_that_fails(registry, origin, nothing_left, caplog):
-    url = origin.url("/nosuch.mar?X-Amz-Signature=secret")
+    url = origin.url("/nosuch.mar\x1b\r?X-Amz-Signature=secret")
     with caplog.at_level(logging.INFO), pytest.raises(DownloadFailed) as caught:
         await registry.register(url)
     assert caught.value.message == f"Failed to download archive from: {url}"
-    assert caught.value.cause == {"reason": "status", "detail": "status 404"}
-    assert "nosuch.mar" in caplog.text
+    assert caught.value.cause["reason"] == "bad_url"
+    assert "nosuch.mar??" in caplog.text
     assert "secret" not in caplog.text
     nothing_left()
 
@@ -341,8 +342,40 @@ async def test_new_content_of_a_url_takes_the_place_of_the_old(registry, origin,
     assert os.listdir(store) == []
 
 
+async def test_what_was_kept_may_have_gone(registry, origin, state, store):
+    origin.pages["/noop.mar"] = reply(200, mar(), ("ETag", '"1"'))
+    for _ in range(2):
+        await registry.register(origin.url("/noop.mar"))
+        for kept in (state / "downloads").iterdir():
+            kept.unlink()
+    assert "if-none-match" not in origin.asked[1].headers
+
+
+async def test_a_version_that_leaves_while_its_url_is_registered_again(registry, origin, nothing_left):
+    url = origin.url("/noop.mar")
+    await registry.register(url)
+    gate = trio.Event()
+
+    async def page(asked, stream):
+        await gate.wait()
+        await stream.send_all(reply(404))
+
+    origin.pages["/noop.mar"] = page
+
+    async def again():
+        with pytest.raises(DownloadFailed):
+            await registry.register(url)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again)
+        await until(lambda: len(origin.asked) == 2)
+        await registry.unregister(url)
+        gate.set()
+    nothing_left()
+
+
 async def test_signed_and_unsigned_are_not_shared(registry, origin, monkeypatch):
-    """Whoever has no credentials must not get what others got with theirs."""
+    """Whoever asks without credentials must not get what others get with theirs, then or later."""
     for name, value in (
         ("ACCESS_KEY_ID", "AKIDEXAMPLE"),
         ("SECRET_ACCESS_KEY", "secret"),
@@ -350,12 +383,21 @@ async def test_signed_and_unsigned_are_not_shared(registry, origin, monkeypatch)
     ):
         monkeypatch.setenv(f"AWS_{name}", value)
 
+    gate = trio.Event()
+
     async def page(asked, stream):
+        if "authorization" in asked.headers:
+            await gate.wait()
         await stream.send_all(reply(200, mar()) if "authorization" in asked.headers else reply(403))
 
     origin.pages["/noop.mar"] = page
     url = origin.url("/noop.mar")
-    await registry.register(url, signed=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(registry.register, url, signed=True))
+        await until(lambda: origin.asked)
+        with trio.fail_after(20), pytest.raises(DownloadFailed):
+            await registry.register(url)
+        gate.set()
     with pytest.raises(DownloadFailed):
         await registry.register(url)
 

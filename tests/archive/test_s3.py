@@ -67,6 +67,11 @@ async def test_an_object(registry, s3, environ, store, who):
     assert (store / "noop é+1.mar").read_bytes() == ARCHIVE
 
 
+async def test_the_scheme_in_any_case(registry, store):
+    await registry.register(f"S3://{BUCKET}/big.mar")
+    assert (store / "big.mar").read_bytes() == ARCHIVE
+
+
 async def test_unsigned(registry, s3):
     assert await reason(registry, s3.url + URL) == ("status", "status 403")
 

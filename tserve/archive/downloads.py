@@ -95,13 +95,20 @@ class Downloads:
         for path in self.folder.iterdir():
             if path not in wanted:
                 self._remove(path)
-        for entry in self._store.iterdir() if self._store.is_dir() else ():
+        for entry in self._in_store():
             kept = self._target(entry)
             if kept is not None and (kept not in wanted or wanted[kept].name != entry.name or not kept.exists()):
                 self._remove(entry)
         for kept, source in wanted.items():
             if kept.exists():
                 self._link(source)
+
+    def _in_store(self) -> list[Path]:
+        try:
+            return list(self._store.iterdir())
+        except OSError as error:
+            _log.warning("cannot look for links to downloads in %s: %s", self._store, error)
+            return []
 
     def is_link(self, path: Path) -> bool:
         """Whether this entry of the store is a link of ours."""

@@ -84,5 +84,6 @@ def matches(url: str, allowed: Sequence[re.Pattern[str]]) -> bool:
 
 
 def without_query(url: str) -> str:
-    """For logs: queries of presigned URLs are credentials."""
-    return re.split(r"[?#]", url, maxsplit=1)[0]
+    """For logs: queries of presigned URLs are credentials, and control characters could pass for lines of the log."""
+    path = re.split(r"[?#]", url, maxsplit=1)[0]
+    return "".join(character if character.isprintable() else "?" for character in path)

@@ -38,7 +38,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
 
     try:
         session = boto3.session.Session(region_name=asked.get("region"))
-        if asked["url"].startswith("s3://"):
+        if asked["url"].lower().startswith("s3://"):
             return _object(session, asked["url"], asked.get("endpoint"))
         return _signed(session, asked["url"])
     except (BotoCoreError, ValueError) as error:
@@ -65,7 +65,7 @@ def _object(session: Any, url: str, endpoint: str | None) -> dict[str, Any]:
     """The request that the S3 client makes for `s3://bucket/key`; the key is taken as it is written."""
     from botocore.config import Config
 
-    bucket, _, key = url.removeprefix("s3://").partition("/")
+    bucket, _, key = url.partition("://")[2].partition("/")
     config = Config(retries={"total_max_attempts": 1}, signature_version="s3v4")
     region = session.region_name or _ANY_REGION
     client = session.client("s3", region_name=region, endpoint_url=endpoint, config=config)
