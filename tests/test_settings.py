@@ -179,6 +179,8 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         "metrics_config": str(file),
         "keystore": str(file),
         "keystore_pass": "secret",
+        "allowed_networks": "10.1.2.3",
+        "s3_endpoint_url": "http://localhost:9000",
         "tls_client_ca": str(file),
         "metrics_mode": "prometheus",
         "allowed_hosts": "a.example",
@@ -360,7 +362,8 @@ def test_an_empty_list_of_urls_allows_none(load: Load) -> None:
 NUMBERS = [
     *("default_workers_per_model", "default_response_timeout", "default_startup_timeout", "unregister_model_timeout"),
     *("job_queue_size", "max_request_size", "max_response_size", "initial_worker_port", "number_of_gpu"),
-    "max_connections",
+    *("max_connections", "max_download_size", "download_free_space", "download_connect_timeout"),
+    *("download_idle_timeout", "download_timeout", "download_retries"),
     *("worker_threads", "worker_memory_limit", "worker_process_limit", "worker_file_limit"),
     *("max_worker_restarts", "worker_restart_period", "environment_timeout", "metric_time_interval"),
     *("grpc_inference_port", "grpc_inference_max_connection_age_ms", "grpc_inference_max_connection_age_grace_ms"),
@@ -369,11 +372,13 @@ NUMBERS = [
 FROM_ONE = {
     *("default_response_timeout", "default_startup_timeout", "job_queue_size", "max_request_size", "max_response_size"),
     *("worker_restart_period", "environment_timeout", "metric_time_interval", "max_connections"),
+    *("max_download_size", "download_connect_timeout", "download_idle_timeout", "download_timeout"),
     *(name for name in NUMBERS if "max_connection_age" in name),
 }
 MOST = {
     "initial_worker_port": 65535,
     "worker_threads": 4096,
+    "download_retries": 100,
     "grpc_inference_port": 65535,
     "grpc_management_port": 65535,
 }
@@ -420,6 +425,23 @@ OFF = {  # unless switched on
     *("allow_private_addresses", "default_register_synchronous", "install_py_dep_per_model"),
     *("model_metrics_auto_detect", "disable_system_metrics", "require_metrics_token"),
 }
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "10.1.2.3", "fd00::/8 , 127.0.0.1/32", ""])
+def test_networks(load: Load, text: str) -> None:
+    assert load(f"allowed_networks={text}").allowed_networks == tuple(item.strip() for item in text.split(",") if item)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/8", "host", "10.0.0.0/33", "*", "10.0.0.0-10.0.0.9"])
+def test_what_is_no_network(load: Load, text: str) -> None:
+    with pytest.raises(BadConfiguration, match="a comma list of networks"):
+        load(f"allowed_networks={text}")
+
+
+@pytest.mark.parametrize("text", ["minio:9000", "ftp://h", "http://", "http://user@h", "http://h/?x", "http://h /"])
+def test_what_is_no_endpoint(load: Load, text: str) -> None:
+    with pytest.raises(BadConfiguration, match="s3_endpoint_url"):
+        load(f"s3_endpoint_url={text}")
 
 
 @pytest.mark.parametrize("key", SWITCHES)

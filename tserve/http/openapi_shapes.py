@@ -119,7 +119,7 @@ REGISTRATION: Final = Shape(
         {
             "modelName": said(STRING, "What the call names the model; absent when the archive is to say."),
             "download": object_of(
-                {"receivedBytes": INTEGER, "tries": INTEGER},
+                {"receivedBytes": INTEGER, "tries": INTEGER, "waiting": said(INTEGER, "Calls that wait for it.")},
                 {"expectedBytes": said(INTEGER, "Absent while the other side does not say.")},
             ),
         },

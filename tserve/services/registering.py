@@ -57,4 +57,5 @@ def _shown(one: _Registration, download: UnderWay | None) -> dict[str, object]:
         return shown
     progress = download.progress
     expected = {} if progress.expected is None else {"expectedBytes": progress.expected}
-    return shown | {"download": {"receivedBytes": progress.received, **expected, "tries": progress.tries}}
+    said = {"receivedBytes": progress.received, **expected, "tries": progress.tries, "waiting": download.users}
+    return shown | {"download": said}

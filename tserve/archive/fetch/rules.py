@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -51,12 +50,11 @@ class NotAllowed(TransferFailed):
 
 @dataclass(slots=True)
 class Progress:
-    """How far a transfer is; `expected` bytes in all, None while nobody said, `since` a time of the epoch."""
+    """How far a transfer is; `expected` bytes in all, None while nobody said."""
 
     received: int = 0
     expected: int | None = None
     tries: int = 0
-    since: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, slots=True)
