@@ -29,35 +29,19 @@ from tserve.archive.fetch.rules import (
     without_query,
 )
 from tserve.archive.fetch.signing import sign
+from tserve.archive.fetch.urls import checked_url, same_origin
 
 _log = logging.getLogger("tserve.archive")
 _REDIRECTS: Final = 8
-_MOST_URL: Final = 8192
 _PIECE: Final = 1 << 20  # bytes collected for each write, which takes a thread
 _LOG_EVERY_S: Final = 10.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
-_STRANGE: Final = re.compile(r"[\x00-\x20\x7f\\]|(?:\.|%2e){2}", re.IGNORECASE)
 _PART: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 _REDIRECT: Final = (301, 302, 303, 307, 308)
 _PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 _BROKEN: Final = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError, EOFError)
 _HEADERS: Final = {"User-Agent": f"tserve/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
 _WRITERS: Final = trio.CapacityLimiter(4)
-
-
-def checked_url(text: str) -> httpx.URL:
-    """An http(s) URL that all readers of it read alike.  Raises TransferFailed."""
-    try:
-        url = httpx.URL(text)
-        named = bool(url.host)  # decodes the name, which not every one survives
-    except (httpx.InvalidURL, ValueError, UnicodeError) as error:
-        raise TransferFailed("bad_url", "the URL cannot be read") from error
-    if len(text) > _MOST_URL or _STRANGE.search(text):
-        detail = f"a URL has at most {_MOST_URL} characters, no blanks, no backslashes and no parent folders"
-        raise TransferFailed("bad_url", detail)
-    if url.scheme not in ("http", "https") or not named or url.userinfo:
-        raise TransferFailed("bad_url", "the URL needs http or https and a host, without a user name")
-    return url
 
 
 class Transfer:
@@ -145,7 +129,7 @@ class Transfer:
             headers |= signed.headers
         else:
             target = checked_url(url)
-            if self._signed and (origin is None or _same_origin(origin, target)):
+            if self._signed and (origin is None or same_origin(origin, target)):
                 headers |= (await sign(str(target))).headers
         if self._progress.received and (validator := self.validator.for_range):
             headers |= {"Range": f"bytes={self._progress.received}-", "If-Range": validator}
@@ -295,10 +279,6 @@ def _distrust(error: BaseException | None) -> str | None:
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return None if error is None else error.verify_message
-
-
-def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:
-    return (one.scheme, one.raw_host, one.port) == (other.scheme, other.raw_host, other.port)
 
 
 def _length(answer: Answer) -> int | None:
