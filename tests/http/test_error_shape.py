@@ -76,9 +76,15 @@ MANAGEMENT = [
     Row("POST /models?url=ftp://h/noop.mar", 404, MODEL, "Model not found at: ftp://h/noop.mar"),
     Row(
         "POST /models?url=http://localhost:1/fake.mar",
+        404,
+        MODEL,
+        "Given URL http://localhost:1/fake.mar does not match any allowed URL(s)",
+    ),
+    Row(
+        "POST /models?url=http://user@localhost:1/fake.mar",
         400,
         "DownloadArchiveException",
-        "Failed to download archive from: http://localhost:1/fake.mar",
+        "Failed to download archive from: http://user@localhost:1/fake.mar",
     ),
     Row("POST /models?url=garbage.tar.gz", 500, INTERNAL, "Failed to save model: garbage.tar.gz"),
     Row("POST /models?url=nameless.mar", 400, INVALID, "Model name is not defined."),
