@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ MOST_POINTS = int(os.environ.get("TSERVE_FAULTS_POINTS", "10000"))
 TRIES = 5  # to meet a point: the thread that writes may be a new one, which nobody watched
 ATTACHED = "attached"
 DETACH_S = 5
+COLLECTED_S = 1
 
 
 def why_not() -> str | None:
@@ -128,9 +130,20 @@ class Sweep:
     def _attempt(self, operation: Operation) -> int | None:
         """The status; None when the server did not live to say one."""
         try:
-            return operation.act(self.server)
+            status = operation.act(self.server)
         except (OSError, http.client.HTTPException):
             return None
+        # What nobody needs any more is removed behind the answer; that may fail, or be what ends the server.
+        until = time.monotonic() + COLLECTED_S
+        while not operation.leaves and self.server.kept() and time.monotonic() < until:
+            time.sleep(0.01)
+        try:
+            self.server.models()
+        except (OSError, http.client.HTTPException):
+            self.seen["killed behind its answer"] += 1
+            assert self.server.ended() == -signal.SIGKILL
+            self.server.start()
+        return status
 
     def _check(self, operation: Operation, fault: str, status: int | None) -> None:
         assert self.server.process is not None

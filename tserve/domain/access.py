@@ -71,6 +71,7 @@ _HTTP: Mapping[str, Rule] = {
     "modelApiDescription": MANAGEMENT,
     "version_modelApiDescription": MANAGEMENT,
     "listWorkflows": MANAGEMENT,
+    "registrations": MANAGEMENT,
     "events": MANAGEMENT,
     "version_events": MANAGEMENT,
     "retryModel": MANAGEMENT,
