@@ -27,7 +27,7 @@ from tests.e2e.server import Server, eventually
 
 pytestmark = pytest.mark.faults
 
-CALLS = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2"
+CALLS = ("write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2")
 MOST_POINTS = int(os.environ.get("TSERVE_FAULTS_POINTS", "10000"))
 TRIES = 5  # to meet a point: the thread that writes may be a new one, which nobody watched
 ATTACHED = "attached"
@@ -62,6 +62,10 @@ def unregister(server: Server) -> int:
     return server.unregister("echo").status
 
 
+def _kind(fault: str) -> str:
+    return "signal=KILL" if fault == "KILL" else f"error={fault}"
+
+
 REGISTER, UNREGISTER = Operation("register", register, True), Operation("unregister", unregister, False)
 
 
@@ -70,21 +74,25 @@ class Sweep:
     server: Server
     trace: Path
     seen: Counter[str] = field(default_factory=Counter)
+    killed_behind: bool = False  # its answer, by the last attempt
 
     def run(self, operation: Operation, fault: str, where: str) -> int:
         """Each point of one operation; how many there were."""
+        return sum(self._run_call(operation, fault, where, call) for call in CALLS)
+
+    def _run_call(self, operation: Operation, fault: str, where: str, call: str) -> int:
         for point in range(1, MOST_POINTS + 1):
-            if not self._meet(operation, fault, where, point):
+            if not self._meet(operation, fault, where, f"inject={call}:{_kind(fault)}:when={point}"):
                 return point - 1
         return MOST_POINTS
 
-    def _meet(self, operation: Operation, fault: str, where: str, point: int) -> bool:
+    def _meet(self, operation: Operation, fault: str, where: str, injection: str) -> bool:
         """One point; False when the operation has no such one."""
         for _ in range(TRIES):
             self._prepare(operation)
-            with self._traced(fault, where, point):
+            with self._traced(where, injection):
                 status = self._attempt(operation)
-            if status != 200 or "(INJECTED)" in self.trace.read_text():
+            if status != 200 or "(INJECTED)" in self.trace.read_text() or self.killed_behind:
                 self._check(operation, fault, status)
                 return True
             if where == "the rest":
@@ -101,7 +109,7 @@ class Sweep:
         return "echo" in self.server.models()
 
     @contextmanager
-    def _traced(self, fault: str, where: str, point: int) -> Iterator[None]:
+    def _traced(self, where: str, injection: str) -> Iterator[None]:
         """`the writer`: the threads beside the main one, which write the database and move folders; `the rest`: the
         main thread and the processes that it starts, as what unpacks archives."""
         pid = self.server.pid
@@ -111,8 +119,7 @@ class Sweep:
             who = [argument for thread in threads for argument in ("-p", str(thread))]
         else:
             who = ["-f", "-p", str(pid)]
-        kind = "signal=KILL" if fault == "KILL" else f"error={fault}"
-        words = ["strace", "-o", str(self.trace), "-e", f"trace={CALLS}", "-e", f"inject={CALLS}:{kind}:when={point}"]
+        words = ["strace", "-o", str(self.trace), "-e", f"trace={','.join(CALLS)}", "-e", injection]
         process = subprocess.Popen([*words, *who], stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         try:
@@ -129,6 +136,7 @@ class Sweep:
 
     def _attempt(self, operation: Operation) -> int | None:
         """The status; None when the server did not live to say one."""
+        self.killed_behind = False
         try:
             status = operation.act(self.server)
         except (OSError, http.client.HTTPException):
@@ -141,6 +149,7 @@ class Sweep:
             self.server.models()
         except (OSError, http.client.HTTPException):
             self.seen["killed behind its answer"] += 1
+            self.killed_behind = True
             assert self.server.ended() == -signal.SIGKILL
             self.server.start()
         return status
