@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -245,6 +245,7 @@ class FakeWorker:
         self.pid, self.spec, self.script, self.label = pid, spec, script, label
         self.exited = trio.Event()
         self.ailing = trio.Event()
+        self.on_frame: Callable[[Frame], None] | None = None
         self.killed = False
         self.aborted = False
         self.loaded = False
@@ -283,6 +284,8 @@ class FakeWorker:
             raise self._outbox[0]
         frame = self._outbox.popleft()
         assert isinstance(frame, Frame)
+        if self.on_frame is not None:
+            self.on_frame(frame)
         return frame
 
     def hang_up(self) -> None:

@@ -66,6 +66,7 @@ class FunctionWorker:
     pid: int = 4711
     exited: trio.Event = field(default_factory=trio.Event)
     ailing: trio.Event = field(default_factory=trio.Event)
+    on_frame: Callable[[Frame], None] | None = None
 
     def __post_init__(self) -> None:
         self._sent, self._frames = trio.open_memory_channel[Frame](math.inf)
@@ -98,9 +99,12 @@ class FunctionWorker:
     async def receive(self) -> Frame:
         await self.may_speak.wait()
         try:
-            return await self._frames.receive()
+            frame = await self._frames.receive()
         except trio.EndOfChannel:
             raise WorkerGone("died") from None
+        if self.on_frame is not None:
+            self.on_frame(frame)
+        return frame
 
     def _end(self) -> None:
         self._sent.close()

@@ -65,6 +65,22 @@ class LauncherContract:
             third, fourth = await worker.receive(), await worker.receive()
             assert (third.kind, third.id, third.body, fourth.body) == (Kind.REPLY, 9, b"three", b"four")
 
+    async def test_a_frame_is_seen_before_it_is_received(self, launcher: Launcher) -> None:
+        async with launcher.launch(spec("echo.py"), label="W-1") as worker:
+            await load(worker, "echo.py")
+            seen: list[Frame] = []
+            worker.on_frame = seen.append
+            assert await ask(worker, b"one") == [b"one"]
+            assert [frame.body for frame in seen] == [b"one"]
+
+            def refuse(frame: Frame) -> None:
+                raise WireError("not mine")
+
+            worker.on_frame = refuse
+            await send(worker, b"two")
+            with pytest.raises(WireError, match="not mine"):
+                await worker.receive()
+
     async def test_a_running_worker(self, launcher: Launcher) -> None:
         async with launcher.launch(spec("echo.py"), label="W-1") as worker:
             await load(worker, "echo.py")

@@ -7,6 +7,7 @@ tests/process/launcher_contract.py holds every launcher, the fake one too, to th
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -59,10 +60,12 @@ class Worker(Protocol):
     """A running worker.  One task sends and receives; the rest may be called from any.
 
     `exited` is set when the process has ended, `ailing` when it will answer no more: it ended, hung up, or sent what
-    is no frame or what nobody asked for.
+    is no frame or what nobody asked for.  `on_frame` is called with each frame before `receive` gives it, as soon as
+    it comes if that can be; a WireError that it raises comes out of `receive`.
     """
 
     pid: int
+    on_frame: Callable[[Frame], None] | None
     exited: trio.Event
     ailing: trio.Event
 

@@ -86,6 +86,7 @@ class Serving:
         self._size = spec.most_in_batch
         self._number = 0  # of the last batch that was sent
         self._hand: list[Job] = []
+        self._sent_at = 0.0
 
     @property
     def room(self) -> int:
@@ -95,6 +96,7 @@ class Serving:
     async def run(self) -> Failure | None:
         """Serve until the slot is to leave, None then, or the worker is of no use any more."""
         failure: Failure | None = None
+        self._worker.on_frame = self._answer_clients
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_waiting_when_ailing)
@@ -177,7 +179,7 @@ class Serving:
     async def _exchange(self, limit: trio.CancelScope) -> Failure | None:
         """One call of the handler.  Its response timeout runs anew with each piece that somebody waits for."""
         self._number += 1
-        told, sent_at = False, perf_counter()
+        told, self._sent_at = False, perf_counter()
         try:
             await self._send(self._hand)
         except WorkerGone as e:
@@ -187,10 +189,6 @@ class Serving:
         try:
             while True:
                 frame = await self._worker.receive()
-                if frame.id != self._number:  # taken for this one it would give clients each other's answers
-                    raise WireError(f"an answer to batch {frame.id} came for batch {self._number}")
-                self._measure(self._hand, frame, sent_at)
-                self._deliver(self._hand, frame)
                 if frame.kind is Kind.REPLY:
                     return None
                 if not all(job.done for job in self._hand):
@@ -202,6 +200,13 @@ class Serving:
             return await self._host.death(self._worker, "crashed", str(e))
         except WireError as e:
             return await self._bad_frame(str(e))
+
+    def _answer_clients(self, frame: Frame) -> None:
+        """Answer clients as soon as the worker has, sooner than this task has its turn.  Raises WireError."""
+        if frame.id != self._number:  # taken for this one it would give clients each other's answers
+            raise WireError(f"an answer to batch {frame.id} came for batch {self._number}")
+        self._measure(self._hand, frame, self._sent_at)
+        self._deliver(self._hand, frame)
 
     def _measure(self, jobs: list[Job], frame: Frame, sent_at: float) -> None:
         took_s = frame.meta.get(TOOK)

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ class ProcessWorker(ChildProcess):
         output = wires.read_end
         super().__init__(pid, pidfd, output, label=label, log=_log, family=family, grace_s=spec.kill_grace_s)
         self.ailing = trio.Event()
+        self.on_frame: Callable[[Frame], None] | None = None
         self._channel = wires.ours
         # A worker keeps max_response_size per request; a stateful version's batches can have twice their size.
         self._decoder = Decoder(body_limit=min(BODY_LIMIT, 2 * spec.batch_size * (spec.max_response_size + 1024)))
@@ -140,6 +141,8 @@ class ProcessWorker(ChildProcess):
             if self._owed <= 0:
                 raise WireError(f"a frame that nobody asked for, {frame.kind.name} {frame.id}")
             self._owed -= frame.kind is not Kind.PIECE
+            if self.on_frame is not None:
+                self.on_frame(frame)
             self._frames.append(frame)
             self._arrived.unpark_all()
 
