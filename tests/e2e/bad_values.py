@@ -10,7 +10,7 @@ abc true TRUE null [] %7B%7D [1] NaN Infinity -Infinity 0x10 1e3 1.5 2.0
 0 -0 -1 -2 -7 -100 -2147483648 -2147483649 2147483648 %2B3 +3 %201 1%20 1_000 %D9%A3 %EF%BC%91 %C2%B2 %E2%88%921
 %00 %00%00 a%00b %0D%0AX-Injected:%201 %0A %7F %1B[31m %E2%80%A8 %EF%BB%BF %E6%A8%A1%E5%9E%8B %F0%9F%98%80 %CC%81
 %FF%FE %C0%AF %ED%A0%80 %F4%90%80%80 %2531 %2525 ' %22 %5C '+OR+1=1+-- %27;DROP ${jndi:x} %3Cscript%3E a=b=c a:b ~ * a|b
-`id` .. ../../etc/passwd %2e%2e%2fetc%2fpasswd /etc/passwd file:///etc/passwd http://[ s3://b/k
+`id` .. ../../etc/passwd %2e%2e%2fetc%2fpasswd /etc/passwd file:///etc/passwd http://[/x s3://b/k
 """
 _LONG = ("1" + "0" * 400, "-" + "9" * 400, "0" * 900 + "1", "a" * 300, "a" * 3000, "%F0%9F%98%80" * 250)
 VALUES = ["", *_WORDS.split(), *_LONG]

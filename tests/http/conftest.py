@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.http.client", "tests.http.stack")
-
-from tests.http.stack import Api, serving  # noqa: E402 - after the line that makes their assertions speak
+from tests.http.stack import Api, serving
 
 
 @pytest.fixture
