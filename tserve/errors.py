@@ -55,6 +55,15 @@ class DownloadFailed(TserveError):
         super().__init__(f"Failed to download archive from: {url}", cause=cause)
 
 
+class IntegrityFailed(TserveError):
+    """The archive is not the one that was meant, or nobody that is trusted has signed it (docs/integrity.md)."""
+
+    status, grpc_status, type_name = 400, "INVALID_ARGUMENT", "IntegrityException"
+
+    def __init__(self, url: str, *, cause: Mapping[str, object] | None = None) -> None:
+        super().__init__(f"Integrity of the archive could not be established: {url}", cause=cause)
+
+
 class DefaultVersionInUse(TserveError):
     status, grpc_status, type_name = 403, "FAILED_PRECONDITION", "InvalidModelVersionException"
 
@@ -257,6 +266,12 @@ class SchemaTooNew(StartError):
 
 class StateUnusable(StartError):
     exit_code = 7
+
+
+class CannotSign(StartError):
+    """`tserve archive` cannot do what it was asked: a file that is not there, a key that is none."""
+
+    exit_code = 9
 
 
 class TokenRefused(StartError):

@@ -26,6 +26,7 @@ import trio
 from tserve import __version__
 from tserve.archive.fetch.policy import AddressPolicy
 from tserve.archive.fetch.rules import Rules
+from tserve.archive.integrity import Integrity
 from tserve.archive.keep import Keep
 from tserve.domain.browsers import Browsers
 from tserve.domain.devices import Placement
@@ -57,6 +58,7 @@ from tserve.runtime.family import Family, adopt
 from tserve.runtime.fresh import FreshLauncher
 from tserve.runtime.prepared import PreparedLauncher
 from tserve.runtime.reconcile import Reconciler
+from tserve.runtime.vetted import VettedLauncher
 from tserve.runtime.zygote import ZygoteLauncher
 from tserve.services.authorization import Authorization
 from tserve.services.dependencies import Dependencies
@@ -74,6 +76,7 @@ from tserve.services.open_inference import OpenInference
 from tserve.services.pages import Pages
 from tserve.services.startup import load_models
 from tserve.services.use_cases import UseCases
+from tserve.services.vetting import Vetting
 from tserve.settings import Address, Settings
 from tserve.store.gateway import SqliteStore
 from tserve.store.upgrade import open_state
@@ -128,7 +131,11 @@ class _Server:
         self._settings = settings
         self._store = SqliteStore(database)
         self._keep = Keep(
-            settings.state_dir, settings.model_store, allowed_urls=settings.allowed_urls, rules=_rules(settings)
+            settings.state_dir,
+            settings.model_store,
+            allowed_urls=settings.allowed_urls,
+            rules=_rules(settings),
+            integrity=_integrity(settings),
         )
         self._devices = NvmlDevices(most=settings.number_of_gpu, visible=settings.cuda_visible_devices)
         self._catalogue = read_catalogue(settings.metrics_config)
@@ -204,9 +211,10 @@ class _Server:
             hidden=hidden,
         )
         dependencies = Dependencies(environments, registry, self._keep, settings)
+        vetting = Vetting(registry, settings, self._keep.integrity)
         reconciler = Reconciler(
             self._desired,
-            PreparedLauncher(zygote, environments),
+            VettedLauncher(PreparedLauncher(zygote, environments), vetting.vet),
             first_slot_number=settings.initial_worker_port,
             report=self._history.report,
             place=Placement().place,
@@ -380,6 +388,18 @@ def _rules(settings: Settings) -> Rules:
         free_bytes=settings.download_free_space << 20,
         s3_endpoint=settings.s3_endpoint_url,
     )
+
+
+def _integrity(settings: Settings) -> Integrity:
+    """What is asked of archives.  Raises BadConfiguration."""
+    integrity = Integrity(
+        settings.digest_required,
+        settings.signature_required,
+        settings.trusted_keys,
+        {given.sha256 for given in settings.model_settings.values() if given.sha256 is not None},
+    )
+    integrity.check()
+    return integrity
 
 
 def _urls(settings: Settings, sockets: dict[tuple[str, ...], socket.socket]) -> dict[str, str]:

@@ -93,6 +93,9 @@ class Settings:
     download_timeout: int = 3600
     download_retries: int = 3
     s3_endpoint_url: str | None = None
+    digest_required: bool = False
+    signature_required: bool = False
+    trusted_keys: Path | None = None
     enable_model_api: bool = True
     default_register_synchronous: bool = False
     list_page_tokens: Literal["cursor", "offset"] = "cursor"

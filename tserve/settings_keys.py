@@ -190,6 +190,19 @@ _MODELS = (
         read.s3_endpoint,
         "Where `s3://` sources are asked for, in place of AWS; see [sources.md](sources.md) (tserve's own key)",
     ),
+    _used(
+        "digest_required",
+        read.boolean,
+        "`true`: only archives whose sha-256 the call or the configuration names; see [integrity.md](integrity.md) "
+        "(tserve's own key)",
+    ),
+    _used(
+        "signature_required",
+        read.boolean,
+        "`true`: only archives that one of `trusted_keys` has signed; see [integrity.md](integrity.md) "
+        "(tserve's own key)",
+    ),
+    _used("trusted_keys", read.folder, "Folder of the public keys, `*.pub`, whose signatures count (tserve's own key)"),
     _used("enable_model_api", read.boolean, "Register and unregister over the API; upstream's default is `false`"),
     _used(
         "default_register_synchronous",

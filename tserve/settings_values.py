@@ -17,6 +17,7 @@ from types import MappingProxyType
 from tserve.errors import BadConfiguration
 
 _INT32_MAX = 2**31 - 1
+DIGEST = "a sha-256: 64 hexadecimal digits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class ModelSettings:
     max_batch_delay: int | None = None
     response_timeout: int | None = None
     startup_timeout: int | None = None
+    sha256: str | None = None  # what the archive must be
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,16 @@ def _is_host(host: str) -> bool:
         return False
 
 
+def folder(given: Given) -> Path | None:
+    """A folder that must exist; none for an empty text."""
+    if not given.text.strip():
+        return None
+    found = (given.cwd / given.text.strip()).absolute()
+    if not found.is_dir():
+        raise given.bad("the path of a folder that exists")
+    return found
+
+
 def path(given: Given) -> Path:
     if not given.text.strip():
         raise given.bad("the path of a folder")
@@ -256,8 +268,12 @@ def _items(given: Given) -> tuple[str, ...]:
 
 
 def start_models(given: Given) -> tuple[str, ...]:
-    """`all` in any case, or items `archive` and `name=archive` (spec/server.md section 8)."""
+    """`all` in any case, or items `archive` and `name=archive` (spec/server.md section 8), `#sha256=…` behind them."""
     items = _items(given)
+    for item in items:
+        _, marked, digest = item.partition("#sha256=")
+        if marked and digest_in(digest) is None:
+            raise given.bad(f"{DIGEST} behind #sha256=")
     if any(item.startswith("=") or item.endswith("=") for item in items):
         raise given.bad("all, or a list of archive or name=archive")
     return ("all",) if [item.lower() for item in items] == ["all"] else items
@@ -353,9 +369,10 @@ def model_table(given: Given) -> Mapping[tuple[str, str], ModelSettings]:
             where = f"models.{name}.{version}"
             values = dict(_members(given, entry, where))
             found[name, version] = ModelSettings(
-                **{known: _positive(given, values.get(key), f"{where}.{key}") for key, known in _MODEL_FIELDS.items()}
+                **{known: _positive(given, values.get(key), f"{where}.{key}") for key, known in _MODEL_FIELDS.items()},
+                sha256=_digest(given, values.get("sha256"), f"{where}.sha256"),
             )
-            if unknown := sorted(values.keys() - _MODEL_FIELDS.keys() - _SNAPSHOT_FIELDS):
+            if unknown := sorted(values.keys() - _MODEL_FIELDS.keys() - _SNAPSHOT_FIELDS - {"sha256"}):
                 given.warnings.append(f"{where}: unknown, without effect: {', '.join(unknown)}")
     return MappingProxyType(found)
 
@@ -374,6 +391,19 @@ def _positive(given: Given, value: object, where: str) -> int | None:
             f"{where}={json.dumps(value)} ({given.origin}): allowed is a whole number up to {_INT32_MAX}"
         )
     return int(text) if int(text) > 0 else None
+
+
+def _digest(given: Given, value: object, where: str) -> str | None:
+    found = digest_in(value) if isinstance(value, str) else None
+    if value is not None and found is None:
+        raise BadConfiguration(f"{where}={json.dumps(value)} ({given.origin}): allowed is {DIGEST}")
+    return found
+
+
+def digest_in(text: str) -> str | None:
+    """The sha-256 that a text names: 64 hexadecimal digits, behind `sha256:` if you like; None for any other text."""
+    found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})", text.strip().lower())
+    return found[1] if found else None
 
 
 def must_be(wanted: bool, instead: str) -> Parser:

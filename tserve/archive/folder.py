@@ -20,21 +20,33 @@ def copy_folder(folder: Path, tree: Tree) -> tuple[str, int]:
     A folder that holds one folder and nothing else stands for the inner one (spec/management.md section 3.1).
     Raises Refused for anything but files, folders, and links to files inside the folder.
     """
+    reading = _Reading(_root(folder), tree)
+    return reading.digest(), reading.size
+
+
+def digest_of_folder(folder: Path) -> str:
+    """The digest that a copy would have."""
+    return _Reading(_root(folder), None).digest()
+
+
+def _root(folder: Path) -> Path:
     with os.scandir(folder) as entries:
         first = list(islice(entries, 2))
-    if len(first) == 1 and first[0].is_dir(follow_symlinks=False):
-        folder = Path(first[0].path)
-    copy = _Copy(folder, tree)
-    copy.level(folder, [])
-    return hashlib.sha256(_MARK + b"".join(sorted(copy.lines))).hexdigest(), copy.size
+    return Path(first[0].path) if len(first) == 1 and first[0].is_dir(follow_symlinks=False) else folder
 
 
-class _Copy:
-    def __init__(self, root: Path, tree: Tree) -> None:
+class _Reading:
+    """Of a folder, into a tree if there is one."""
+
+    def __init__(self, root: Path, tree: Tree | None) -> None:
         self._root = root
         self._tree = tree
         self.lines: list[bytes] = []
         self.size = 0
+
+    def digest(self) -> str:
+        self.level(self._root, [])
+        return hashlib.sha256(_MARK + b"".join(sorted(self.lines))).hexdigest()
 
     def level(self, folder: Path, parts: list[str]) -> None:
         """One folder and all below it; the tree's bound on depth ends the recursion."""
@@ -42,7 +54,8 @@ class _Copy:
             for entry in entries:
                 here = [*parts, entry.name]
                 if entry.is_dir(follow_symlinks=False):
-                    self._tree.add_folder(here)
+                    if self._tree is not None:
+                        self._tree.add_folder(here)
                     self._note(here, "folder")
                     self.level(Path(entry.path), here)
                 else:
@@ -56,7 +69,10 @@ class _Copy:
             status = os.fstat(file.fileno())
             hasher = hashlib.sha256()
             executable = bool(status.st_mode & 0o111)
-            self._tree.add_file(parts, file, executable=executable, hasher=hasher)
+            if self._tree is None:
+                hasher = hashlib.file_digest(file, "sha256")
+            else:
+                self._tree.add_file(parts, file, executable=executable, hasher=hasher)
         self.size += status.st_size
         self._note(parts, hasher.hexdigest() + (" x" if executable else " -"))
 

@@ -14,12 +14,14 @@ import resource
 import sys
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from tserve.archive.content import ZIP_MAGIC, first_bytes, opened
 from tserve.archive.manifest import mend, read_config, read_manifest
 from tserve.archive.parent import die_with
-from tserve.archive.refusal import BadManifest, Refused
+from tserve.archive.refusal import BadManifest, NotVouchedFor, Refused
 from tserve.archive.tree import Tree
+from tserve.archive.vouching import Demand
 
 MAX_MEMORY = 1 << 30  # headers and directories that lie about their size then end here, not in the host's memory
 # Weights hardly shrink and text shrinks some 10 times; deflate reaches 1000, which only bombs do.
@@ -35,19 +37,22 @@ def main() -> None:
     most = MAX_MEMORY if hard == resource.RLIM_INFINITY else min(MAX_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     request = json.load(sys.stdin.buffer)
-    sys.stdout.write(json.dumps(answer(Path(request["source"]), request["kind"], Path(request["desk"]))))
+    source, desk = Path(request["source"]), Path(request["desk"])
+    sys.stdout.write(json.dumps(answer(source, request["kind"], desk, request["demand"])))
 
 
-def answer(source: Path, kind: str, desk: Path) -> dict[str, object]:
+def answer(source: Path, kind: str, desk: Path, demand: dict[str, Any] | None = None) -> dict[str, object]:
     """Take in `source` as `desk`/model, `desk` being made here.
 
-    `{"digest", "size", "manifest", "config", "warnings"}`, or `{"refused", "reason", "detail"}` where `refused` is
-    `manifest` or `archive`.
+    `{"digest", "size", "signature", "warnings", "manifest", "config"}`, or `{"refused", "reason", "detail"}` where
+    `refused` is `manifest`, `archive` or `integrity`, that with what was `expected` and what is `actual`.
     """
     try:
-        return _take_in(source, kind, desk)
+        return _take_in(source, kind, desk, Demand(demand))
     except BadManifest as error:
         return {"refused": "manifest", "reason": error.reason, "detail": error.detail}
+    except NotVouchedFor as error:
+        return {"refused": "integrity", "reason": error.reason, "detail": error.detail, **error.facts}
     except Refused as error:
         return {"refused": "archive", "reason": error.reason, "detail": mend(error.detail)}
     except MemoryError:
@@ -57,7 +62,7 @@ def answer(source: Path, kind: str, desk: Path) -> dict[str, object]:
         return {"refused": "archive", "reason": reason, "detail": error.strerror or str(error)}
 
 
-def _take_in(source: Path, kind: str, desk: Path) -> dict[str, object]:
+def _take_in(source: Path, kind: str, desk: Path, demand: Demand) -> dict[str, object]:
     desk.mkdir()
     model = desk / "model"
     warnings: list[str] = []
@@ -66,24 +71,27 @@ def _take_in(source: Path, kind: str, desk: Path) -> dict[str, object]:
 
         tree = Tree(model, most_bytes=None)
         digest, size = copy_folder(source, tree)
+        signature = demand.check(digest)
     else:
-        with opened(source) as file:
+        with opened(source) as given, demand.private(given, desk) as file:
             tree = Tree(model, most_bytes=max(_ALWAYS_ALLOWED, _MAX_RATIO * os.fstat(file.fileno()).st_size))
-            digest, size, warnings = _read_file(file, kind, tree)
+            digest, size, signature, warnings = _read_file(file, kind, tree, demand)
     manifest = read_manifest(model)
     config, config_warnings = read_config(model, manifest.get("config_file"))
     tree.sync()
     warnings += config_warnings
-    return {"digest": digest, "size": size, "manifest": manifest, "config": config, "warnings": warnings}
+    found: dict[str, object] = {"digest": digest, "size": size, "signature": signature, "warnings": warnings}
+    return found | {"manifest": manifest, "config": config}
 
 
-def _read_file(file: BufferedReader, kind: str, tree: Tree) -> tuple[str, int, list[str]]:
-    """Hash and unpack an archive file: digest, size, warnings."""
+def _read_file(file: BufferedReader, kind: str, tree: Tree, demand: Demand) -> tuple[str, int, str | None, list[str]]:
+    """Hash, check and unpack an archive file: digest, size, what vouches for it, warnings."""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    signature = demand.check(digest)
     if kind == "zip" and first_bytes(file) != ZIP_MAGIC:
         # Nothing of the file is kept, so its digest is that of no bytes: the same bytes may be a good tarball under
         # another name, and one digest must not stand for two contents.
-        return hashlib.sha256().hexdigest(), 0, ["not a zip archive; it counts as an empty one"]
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256().hexdigest(), 0, None, ["not a zip archive; it counts as an empty one"]
     size = file.tell()
     file.seek(0)
     if kind == "zip":
@@ -94,4 +102,4 @@ def _read_file(file: BufferedReader, kind: str, tree: Tree) -> tuple[str, int, l
         from tserve.archive.untar import untar
 
         untar(file, tree)
-    return digest, size, []
+    return digest, size, signature, []

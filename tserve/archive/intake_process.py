@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,18 @@ from tserve.archive.one_shot import ask
 from tserve.archive.sources import Source
 from tserve.domain.model_config import ModelConfig
 from tserve.domain.versions import Archive, Manifest
-from tserve.errors import InternalServer, InvalidModel, TserveError
+from tserve.errors import IntegrityFailed, InternalServer, InvalidModel, TserveError
 
 _log = logging.getLogger("tserve.archive")
 
 
-async def take_in(source: Source, desk: Path) -> Archive:
+async def take_in(source: Source, desk: Path, demand: Mapping[str, object] | None = None) -> Archive:
     """Have `source` unpacked into `desk`/model.  Whatever the end, `desk` is the caller's to remove.
 
-    Raises InternalServer ("Failed to save model: …") or InvalidModel with the cause.  When cancelled, the process is
-    killed and reaped first.
+    `demand` is what Integrity asks of it.  Raises IntegrityFailed, InternalServer ("Failed to save model: …") or
+    InvalidModel with the cause.  When cancelled, the process is killed and reaped first.
     """
-    request = {"source": source.path, "kind": source.kind, "desk": str(desk)}
+    request = {"source": source.path, "kind": source.kind, "desk": str(desk), "demand": demand}
     try:
         output, status = await ask("intake", json.dumps(request).encode())
     except OSError as error:
@@ -51,6 +52,8 @@ def _refusal(source: Source, answer: dict[str, Any]) -> TserveError:
     if answer["refused"] == "manifest":  # the sentence names another file than the one that is broken: recorded
         cause = {"reason": answer["reason"], "detail": answer["detail"]}
         return InvalidModel("Failed to parse signature.json.", cause=cause)
+    if answer["refused"] == "integrity":
+        return IntegrityFailed(source.url, cause={name: answer[name] for name in answer if name != "refused"})
     return not_saved(source, answer["reason"], answer["detail"])
 
 
@@ -60,4 +63,4 @@ def _archive(answer: dict[str, Any]) -> Archive:
     if fields is not None:
         written: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         config = ModelConfig(**written, given=frozenset(fields))
-    return Archive(answer["digest"], answer["size"], Manifest(**answer["manifest"]), config)
+    return Archive(answer["digest"], answer["size"], Manifest(**answer["manifest"]), config, answer["signature"])

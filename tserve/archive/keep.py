@@ -22,6 +22,7 @@ from tserve.archive import sources
 from tserve.archive.downloads import AtHand, Digests, Downloads, UnderWay
 from tserve.archive.fetch.rules import Rules
 from tserve.archive.intake_process import not_saved, take_in
+from tserve.archive.integrity import Claim, Integrity
 from tserve.domain.versions import Archive
 from tserve.errors import StateUnusable
 
@@ -38,7 +39,13 @@ class Keep:
     """
 
     def __init__(
-        self, state_dir: Path, model_store: Path, *, allowed_urls: Sequence[str], rules: Rules | None = None
+        self,
+        state_dir: Path,
+        model_store: Path,
+        *,
+        allowed_urls: Sequence[str],
+        rules: Rules | None = None,
+        integrity: Integrity | None = None,
     ) -> None:
         """Raises BadConfiguration for an `allowed_urls` expression that cannot be compiled."""
         state_dir = state_dir.absolute()
@@ -49,6 +56,7 @@ class Keep:
         self._downloads = Downloads(
             state_dir / "downloads", self._incoming, self._model_store, allowed=self._allowed, rules=rules or Rules()
         )
+        self.integrity = integrity or Integrity()
         self._intakes = trio.CapacityLimiter(_INTAKES)
         self._threads = trio.CapacityLimiter(_THREADS)
         self._moves = trio.Lock()  # between looking whether content is kept and moving it
@@ -94,21 +102,27 @@ class Keep:
         url: str,
         *,
         signed: bool = False,
+        claim: Claim | None = None,
         referenced: Callable[[str], bool] | None = None,
         digests: Digests = lambda _: (),
     ) -> AsyncIterator[Archive]:
         """Resolve, fetch, hash, unpack, check and keep what `url` names; no `release` can take it inside the block.
 
-        `signed`: the request of an http(s) URL is signed for S3.  With `referenced` the content is released behind the
-        block, so that a registration that came to nothing leaves nothing; `digests` says what is registered from a
-        URL.  Raises ModelNotFound, InvalidModel, DownloadFailed or InternalServer.
+        `signed`: the request of an http(s) URL is signed for S3.  `claim`: what the archive has to be.  With
+        `referenced` the content is released behind the block, so that a registration that came to nothing leaves
+        nothing; `digests` says what is registered from a URL.  Raises IntegrityFailed, ModelNotFound, InvalidModel,
+        DownloadFailed or InternalServer.
         """
-        async with self._at_hand(await self._resolve(url), signed=signed, digests=digests) as at_hand:
+        claim = claim or Claim()
+        self.integrity.consider(url, claim)
+        named = await self._resolve(url)
+        demand = self.integrity.demand(claim, self._model_store, named)
+        async with self._at_hand(named, signed=signed, digests=digests) as at_hand:
             source = at_hand.source
             desk = self._incoming / uuid.uuid4().hex
             try:
                 async with self._intakes:
-                    archive = await take_in(source, desk)
+                    archive = await take_in(source, desk, demand)
                 await self._place(desk / "model", source, archive.digest)
             finally:
                 await self._clear(desk)

@@ -12,5 +12,15 @@ class Refused(Exception):
         self.detail = detail
 
 
+class NotVouchedFor(Refused):
+    """It is not the archive that was meant, or nobody trusted says that it is: what it should be, and is, if known."""
+
+    def __init__(self, reason: str, detail: str, *, expected: str | None = None, actual: str | None = None) -> None:
+        super().__init__(reason, detail)
+        self.facts = {
+            name: f"sha256:{digest}" for name, digest in (("expected", expected), ("actual", actual)) if digest
+        }
+
+
 class BadManifest(Refused):
     """The archive was unpacked, but its manifest cannot be read."""

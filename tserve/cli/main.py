@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from tserve import __version__
-from tserve.cli import start, token
+from tserve.cli import archive, start, token
 from tserve.errors import StartError
 
-COMMANDS = (start, token)
+COMMANDS = (start, token, archive)
 
 
 def build_parser() -> argparse.ArgumentParser:

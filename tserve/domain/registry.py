@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tserve.domain.versions import Archive, Key, Version
 from tserve.errors import Conflict, DefaultVersionInUse, ModelNotFound, ModelVersionNotFound
@@ -66,6 +66,13 @@ class Registry:
 
     def archive(self, digest: str) -> Archive:
         return self._archives[digest]
+
+    def with_signature(self, archive: Archive) -> Archive:
+        """An archive with the signature that is known of it, where it came without: it is the same bytes."""
+        held = self._archives.get(archive.digest)
+        if archive.signature is None and held is not None:
+            return replace(archive, signature=held.signature)
+        return archive
 
     def defaults(self) -> Iterable[Version]:
         return (self.find(name) for name in self._models)

@@ -41,13 +41,15 @@ class Archive:
     """An archive kept by content.
 
     `digest` is the sha-256 of the file's bytes in hex (of a canonical listing for a folder), `size` its bytes,
-    `config` the front-end keys of its model yaml, None when it has none or an unreadable one.
+    `config` the front-end keys of its model yaml, None when it has none or an unreadable one, `signature` the line of
+    the trusted key that signed it, None when none did.
     """
 
     digest: str
     size: int
     manifest: Manifest = field(default_factory=Manifest)
     config: ModelConfig | None = None
+    signature: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +71,8 @@ class Version:
     startup_timeout: int = 120
     min_workers: int = 0
     max_workers: int = 0
+
+
+def key_of(signature: str) -> str:
+    """The id of the key that made a signature, a line `ed25519:<id>:<signature>`."""
+    return signature.split(":")[1]

@@ -83,6 +83,8 @@ class _ManagementApi:
             response_timeout=_said(request.response_timeout),
             startup_timeout=_said(request.startup_timeout),
             s3_sse_kms=request.s3_sse_kms,
+            sha256=request.sha256 or None,
+            signature=request.signature or None,
         )
         return _command(await self._management.register(ask, actor=_actor(call)))
 

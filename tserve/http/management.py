@@ -30,6 +30,8 @@ from tserve.http.openapi_management import (
     SCALE,
     SCALED_VERSION,
     SET_DEFAULT,
+    SHA256,
+    SIGNATURE,
     STARTUP_TIMEOUT,
     SYNCHRONOUS,
     SYNCHRONOUS_REGISTER,
@@ -127,6 +129,8 @@ class _ManagementApi:
             response_timeout=given[RESPONSE_TIMEOUT],
             startup_timeout=given[STARTUP_TIMEOUT],
             s3_sse_kms=given[S3_SSE_KMS],
+            sha256=given[SHA256],
+            signature=given[SIGNATURE],
         )
         return _command(await self._management.register(ask, actor=_actor(call)))
 

@@ -88,6 +88,8 @@ S3_SSE_KMS: Final = flag(
     "Whether the request of an http(s) URL is signed for S3, with the server's credentials.",
     default=False,
 )
+SHA256: Final = text("sha256", "What the archive has to be: its sha-256, of a folder the digest that describe shows.")
+SIGNATURE: Final = text("signature", "Who vouches for it: what `tserve archive sign` writes into a .sig file.")
 
 MIN_WORKER: Final = number("min_worker", "Workers to have at least.", default=1, least=0, most=MOST_WORKERS, example=2)
 MAX_WORKER: Final = number("max_worker", "Workers to have at most; min_worker, unless given.", least=0)
@@ -124,6 +126,8 @@ _REGISTER_PARAMETERS: Final[tuple[Parameter[object], ...]] = (
     RESPONSE_TIMEOUT,
     STARTUP_TIMEOUT,
     S3_SSE_KMS,
+    SHA256,
+    SIGNATURE,
 )
 REGISTER: Final = Operation(
     id="registerModel",
@@ -140,7 +144,7 @@ REGISTER: Final = Operation(
         202: Answer("The version is registered; its workers are being started.", STATUS),
     },
     errors={
-        400: "A parameter or the archive cannot be used, or a download failed.",
+        400: "A parameter or the archive cannot be used, it is not the one that was meant, or a download failed.",
         404: "There is no archive at the url.",
         409: "The version is registered already.",
         413: "The body is larger than max_request_size.",

@@ -17,7 +17,7 @@ from tserve.domain.phases import LOADED
 from tserve.domain.plan import FULL_TAIL
 from tserve.domain.registry import Registry
 from tserve.domain.times import shown_time
-from tserve.domain.versions import Version
+from tserve.domain.versions import Version, key_of
 from tserve.domain.wire import JobReply, JobRequest
 from tserve.errors import ModelNotFound
 from tserve.runtime.pool import PoolView
@@ -141,10 +141,12 @@ class Describe:
         return described
 
     def _beyond(self, version: Version, view: PoolView) -> dict[str, object]:
+        signature = self._registry.archive(version.digest).signature
         health = judge(version, view, is_default=self._registry.is_default(version.key))
         registering = self._management.registrations.shown(version.key.name)
         return {
             "digest": f"sha256:{version.digest}",
+            **({} if signature is None else {"signedBy": key_of(signature)}),
             "handler": version.handler,
             "default": health.is_default,
             "state": health.state.value,

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from tserve.archive.integrity import Claim
 from tserve.domain.devices import usable
 from tserve.domain.model_config import ModelConfig
 from tserve.domain.plan import MOST_WORKERS, PoolSpec, SequenceLimits, WorkerSpec
 from tserve.domain.versions import Archive, Key, Version
-from tserve.errors import BadRequest, InvalidModel, WorkerInitialization
+from tserve.errors import BadRequest, IntegrityFailed, InvalidModel, WorkerInitialization
 from tserve.runtime.processors import processors
 from tserve.settings import ModelSettings, Settings
+from tserve.settings_values import DIGEST, digest_in
 
 UNSET = -1  # also what clients send for "default" (spec/management.md section 2.1)
 UNSET_DELAY = -100
@@ -44,6 +46,8 @@ class RegisterRequest:
     response_timeout: int | None = None
     startup_timeout: int | None = None
     s3_sse_kms: bool = False
+    sha256: str | None = None
+    signature: str | None = None
 
 
 def check_runtime(runtime: str | None) -> None:
@@ -53,6 +57,31 @@ def check_runtime(runtime: str | None) -> None:
             f"Invalid RuntimeType value: {runtime}",
             cause={"field": "runtime", "value": runtime, "allowed": sorted(RUNTIMES)},
         )
+
+
+def claim_of(ask: RegisterRequest) -> Claim:
+    """What the call says that the archive is.  Raises BadRequest."""
+    digest = None if ask.sha256 is None else digest_in(ask.sha256)
+    if ask.sha256 is not None and digest is None:
+        cause = {"field": "sha256", "value": ask.sha256, "allowed": DIGEST}
+        raise BadRequest("Parameter sha256 is no digest.", cause=cause)
+    return Claim(digest, ask.signature)
+
+
+def check_pin(version: Version, settings: Settings) -> bool:
+    """Whether `models` names a digest for this version.  Raises IntegrityFailed where that means another archive."""
+    pin = settings.model_settings.get((version.key.name, version.key.version), ModelSettings()).sha256
+    if pin is not None and pin != version.digest:
+        raise IntegrityFailed(
+            version.url,
+            cause={
+                "reason": "digest_mismatch",
+                "detail": f"the archive is sha256:{version.digest}, models has sha256:{pin} for {version.key}",
+                "expected": f"sha256:{pin}",
+                "actual": f"sha256:{version.digest}",
+            },
+        )
+    return pin is not None
 
 
 def check_workers(field: str, count: int) -> None:

@@ -17,6 +17,7 @@ from enum import Enum
 import trio
 
 from tserve.archive.fetch.rules import without_query
+from tserve.archive.integrity import no_digest
 from tserve.archive.keep import Keep
 from tserve.domain.actor import Actor
 from tserve.domain.devices import Devices
@@ -26,7 +27,15 @@ from tserve.errors import BadRequest, InternalServer, ModelVersionNotFound, Tser
 from tserve.runtime.pool import Pool, Settled
 from tserve.runtime.reconcile import Reconciler
 from tserve.services.dependencies import Dependencies
-from tserve.services.desired import RegisterRequest, check_runtime, check_workers, cut_to_devices, version_of
+from tserve.services.desired import (
+    RegisterRequest,
+    check_pin,
+    check_runtime,
+    check_workers,
+    claim_of,
+    cut_to_devices,
+    version_of,
+)
 from tserve.services.history import History
 from tserve.services.ports import Store
 from tserve.services.registering import Registrations
@@ -130,9 +139,9 @@ class Management:
     async def register(self, ask: RegisterRequest, *, actor: Actor, at_startup: bool = False) -> Result:
         """Register an archive as a version (spec/management.md sections 1.4 and 3).
 
-        Raises BadRequest, ModelNotFound, InvalidModel, DownloadFailed, Conflict, DependenciesFailed, and
-        InternalServer when the archive cannot be kept or a worker of a synchronous call cannot be started: nothing is
-        left of it then.
+        Raises BadRequest, IntegrityFailed, ModelNotFound, InvalidModel, DownloadFailed, Conflict, DependenciesFailed,
+        and InternalServer when the archive cannot be kept or a worker of a synchronous call cannot be started: nothing
+        is left of it then.
         """
         if ask.url is None:
             raise BadRequest("Parameter url is required.", cause={"field": "url"})
@@ -159,15 +168,19 @@ class Management:
 
     async def _take_in(self, ask: RegisterRequest, url: str, actor: Actor, *, at_startup: bool) -> Version:
         """The archive at `url` as a version of the registry, without its workers."""
+        claim = claim_of(ask)
         await self._devices.detect()
         async with self._keep.admit(
             url,
             signed=ask.s3_sse_kms,
+            claim=claim,
             referenced=self._registry.references,
             digests=self._registry.digests_from,
         ) as archive:
             gpus = self._devices.count()
             version = version_of(ask, archive, self._settings, at_startup=at_startup, gpus=gpus)
+            if not check_pin(version, self._settings) and claim.sha256 is None and self._settings.digest_required:
+                raise no_digest(url)
             held = self._registry.get(version.key)
             if at_startup and held is not None:
                 _log_differences(held, version)
@@ -183,6 +196,7 @@ class Management:
     async def _add(self, version: Version, archive: Archive, actor: Actor) -> None:
         async with self._changing:
             self._registry.check_free(version.key)
+            archive = self._registry.with_signature(archive)
             with trio.CancelScope(shield=True):
                 await self._store.add_version(version, archive, actor=actor)
                 self._registry.add(version, archive)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from tserve.archive.fetch.rules import without_query
@@ -28,8 +29,11 @@ async def load_models(management: Management, keep: Keep, settings: Settings) ->
     if any(item.lower() == "all" for item in items):
         items = tuple(keep.startup_sources())
     for item in items:
-        name, separator, url = ("", "", item) if _SCHEME.match(item) else item.partition("=")
-        ask = RegisterRequest(url=url if separator else item, model_name=name if separator else None)
+        source, _, digest = item.partition("#sha256=")
+        name, separator, url = ("", "", source) if _SCHEME.match(source) else source.partition("=")
+        ask = RegisterRequest(
+            url=url if separator else source, model_name=name if separator else None, sha256=digest or None
+        )
         if _SCHEME.match(ask.url or "") and (held := management.registered_from(ask.url or "", ask.model_name)):
             management.startup_names.add(held.name)
             _log.info("%s: registered already, as %s; not fetched again", without_query(item), held)
@@ -51,7 +55,7 @@ async def _ensure(management: Management, ask: RegisterRequest) -> None:
             raise
         # An archive without a name takes its file's.
         stem = _file_name(ask.url or "").removesuffix(".tar.gz").removesuffix(".mar").removesuffix(".model")
-        await _ensure(management, RegisterRequest(url=ask.url, model_name=re.sub(r"\W", "_", stem)))
+        await _ensure(management, replace(ask, model_name=re.sub(r"\W", "_", stem)))
 
 
 def _file_name(url: str) -> str:

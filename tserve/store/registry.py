@@ -54,14 +54,16 @@ def load(session: Session) -> Contents:
     )
     defaults = connection.execute(select(ModelRow.name, ModelRow.default_version).order_by(ModelRow.registered))
     archives = connection.execute(
-        select(ArchiveRow.digest, ArchiveRow.size, ArchiveRow.manifest, ArchiveRow.config).order_by(ArchiveRow.digest)
+        select(
+            ArchiveRow.digest, ArchiveRow.size, ArchiveRow.manifest, ArchiveRow.config, ArchiveRow.signature
+        ).order_by(ArchiveRow.digest)
     )
     return Contents(
         versions=tuple(Version(Key(name, version), *settings) for name, version, *settings in versions),
         defaults=tuple(Key(name, version) for name, version in defaults),
         archives=tuple(
-            Archive(digest, size, read_manifest(manifest), None if config is None else read_config(config))
-            for digest, size, manifest, config in archives
+            Archive(digest, size, read_manifest(manifest), None if config is None else read_config(config), signature)
+            for digest, size, manifest, config, signature in archives
         ),
     )
 
@@ -140,6 +142,7 @@ def _keep(session: Session, archive: Archive) -> None:
         session.add(row)
     row.size = archive.size
     row.manifest = write_manifest(archive.manifest)
+    row.signature = archive.signature
     row.config = None if archive.config is None else write_config(archive.config)
     session.flush()
 

@@ -66,7 +66,7 @@ class VersionRow(Base):
 
 
 class ArchiveRow(Base):
-    """Content that is kept; `manifest` and `config` are JSON (documents.py), `kept_at` is UTC in ISO 8601."""
+    """Content that is kept; `manifest` and `config` are JSON (documents.py), `kept_at` is UTC in ISO 8601, `signature` a trusted key's."""
 
     __tablename__ = "archives"
 
@@ -75,6 +75,7 @@ class ArchiveRow(Base):
     manifest: Mapped[str]
     config: Mapped[str | None]
     kept_at: Mapped[str]
+    signature: Mapped[str | None]
 
 
 class CursorRow(Base):

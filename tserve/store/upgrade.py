@@ -18,7 +18,7 @@ from tserve.errors import SchemaTooNew, StateUnusable
 from tserve.store.lock import hold_state
 
 DATABASE: Final = "state.db"
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The newest revision under migrations/versions; revisions are numbers of four digits."""
 
 CHECKED_BYTES: Final = 32 * 2**20
