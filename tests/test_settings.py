@@ -65,6 +65,9 @@ def test_without_anything_the_defaults_count(load: Load, cwd: Path) -> None:
         download_timeout=3600,
         download_retries=3,
         s3_endpoint_url=None,
+        digest_required=False,
+        signature_required=False,
+        trusted_keys=None,
         enable_model_api=True,
         default_register_synchronous=False,
         list_page_tokens="cursor",
@@ -181,6 +184,7 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         "keystore_pass": "secret",
         "allowed_networks": "10.1.2.3",
         "s3_endpoint_url": "http://localhost:9000",
+        "trusted_keys": str(file.parent),
         "tls_client_ca": str(file),
         "metrics_mode": "prometheus",
         "allowed_hosts": "a.example",
@@ -420,10 +424,12 @@ SWITCHES = [
     *("allow_private_addresses", "enable_model_api", "default_register_synchronous", "decode_input_request"),
     *("limit_max_image_pixels", "install_py_dep_per_model", "enable_grpc", "enable_metrics_api"),
     *("model_metrics_auto_detect", "disable_system_metrics", "require_metrics_token"),
+    *("digest_required", "signature_required"),
 ]
 OFF = {  # unless switched on
     *("allow_private_addresses", "default_register_synchronous", "install_py_dep_per_model"),
     *("model_metrics_auto_detect", "disable_system_metrics", "require_metrics_token"),
+    *("digest_required", "signature_required"),
 }
 
 

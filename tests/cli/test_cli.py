@@ -18,6 +18,7 @@ from tserve.cli import start
 from tserve.cli.main import build_parser, exit_code_of, main
 from tserve.errors import (
     BadConfiguration,
+    CannotSign,
     PortTaken,
     SchemaTooNew,
     StartError,
@@ -188,7 +189,7 @@ def test_a_system_without_pidfds_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 CODES = [
     *((StartError, 1), (BadConfiguration, 3), (PortTaken, 4)),
-    *((StateLocked, 5), (SchemaTooNew, 6), (StateUnusable, 7), (TokenRefused, 8)),
+    *((StateLocked, 5), (SchemaTooNew, 6), (StateUnusable, 7), (TokenRefused, 8), (CannotSign, 9)),
 ]
 
 

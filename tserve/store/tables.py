@@ -66,7 +66,8 @@ class VersionRow(Base):
 
 
 class ArchiveRow(Base):
-    """Content that is kept; `manifest` and `config` are JSON (documents.py), `kept_at` is UTC in ISO 8601, `signature` a trusted key's."""
+    """Content that is kept; `manifest` and `config` are JSON (documents.py), `kept_at` is UTC in ISO 8601, `signature`
+    is the line of the trusted key."""
 
     __tablename__ = "archives"
 
