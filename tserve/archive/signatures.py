@@ -72,7 +72,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def lines_beside(paths: Iterable[Path]) -> list[str]:
-    """Those of the first of these files that is there.  Raises NotVouchedFor, OSError."""
+    """Those of the first of these files that is there.  Raises NotVouchedFor."""
     from tserve.archive.content import opened
 
     for path in paths:
@@ -81,6 +81,8 @@ def lines_beside(paths: Iterable[Path]) -> list[str]:
                 return lines_of(file.read(_MOST_BYTES).decode("latin-1"))
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise NotVouchedFor("bad_signature", f"{path.name} cannot be read: {error.strerror}") from error
     return []
 
 

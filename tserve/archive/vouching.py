@@ -51,7 +51,7 @@ class Demand:
             yield copy
 
     def check(self, digest: str) -> str | None:
-        """The signature that vouches for a digest, if one does.  Raises NotVouchedFor, OSError."""
+        """The signature that vouches for a digest, if one does.  Raises NotVouchedFor."""
         if self._digests is not None and digest not in self._digests:
             expected = self._digests[0] if len(self._digests) == 1 else None
             said = f"sha256:{expected} was asked for" if expected else "no entry of models has that"
