@@ -179,6 +179,7 @@ def test_every_variable_of_a_key_in_use_is_read(load: Load, cwd: Path) -> None:
         "worker_kill_grace": "0.5",
         **dict.fromkeys(NUMBERS, "41"),
         "blacklist_env_vars": ".*SECRET",
+        "worker_env_vars": "AWS_.*",
         "metrics_config": str(file),
         "keystore": str(file),
         "keystore_pass": "secret",
@@ -710,7 +711,30 @@ def test_model_snapshot_is_warned_about(load: Load) -> None:
 
 def test_variables_hidden_from_workers(load: Load) -> None:
     assert load("blacklist_env_vars = AWS_.*|.{1,3}_KEY ").blacklist_env_vars == "AWS_.*|.{1,3}_KEY"
-    assert load("blacklist_env_vars=(?i).*secret").blacklist_env_vars == "(?i).*secret"
+    assert load("blacklist_env_vars=(?i).*secret", MY_SECRET="1", SECRETS="1").hidden_variables == ("MY_SECRET",)
+
+
+def test_secrets_of_the_server_are_hidden_from_workers(load: Load) -> None:
+    """What archives are fetched with, and what a key with a secret in it comes from, by whichever way."""
+    environ = {
+        "AWS_SECRET_ACCESS_KEY": "1",
+        "AWS_REGION": "1",
+        "STORE_PASS": "1",
+        "OTHER": "1",
+        "TS_KEYSTORE_PASS": "1",
+    }
+    text = "keystore_pass=$$STORE_PASS$$\njob_queue_size=$$OTHER$$\n"
+    settings = load(text, **environ)
+    assert settings.hidden_variables == ("AWS_SECRET_ACCESS_KEY", "STORE_PASS", "TS_KEYSTORE_PASS")
+    kept = (
+        "kept from workers: AWS_SECRET_ACCESS_KEY, STORE_PASS, TS_KEYSTORE_PASS; worker_env_vars names those they need"
+    )
+    assert kept in settings.warnings
+    settings = load(f"{text}worker_env_vars=AWS_.*\nblacklist_env_vars=OTHER|TS_.*", **environ)
+    assert settings.hidden_variables == ("OTHER", "STORE_PASS", "TS_KEYSTORE_PASS")
+    assert "kept from workers: STORE_PASS; worker_env_vars names those they need" in settings.warnings
+    # What is hidden on purpose stays so.
+    assert "AWS_REGION" in load("worker_env_vars=AWS_.*\nblacklist_env_vars=AWS_.*", **environ).hidden_variables
 
 
 def test_variables_that_say_what_pip_finds(load: Load) -> None:

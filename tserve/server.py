@@ -200,7 +200,7 @@ class _Server:
         )
         family = Family(metrics.take_emitted, poller=self._poller)
         fresh = FreshLauncher(family)
-        hidden = settings.blacklist_env_vars or ""
+        hidden = settings.hidden_variables
         zygote = ZygoteLauncher(family, fresh, forks=settings.worker_start == "zygote", hidden_env=hidden)
         environments = Environments(
             settings.state_dir / ENVIRONMENTS,

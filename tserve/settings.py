@@ -16,6 +16,7 @@ from tserve.errors import BadConfiguration
 from tserve.settings_keys import KEYS, Effect
 from tserve.settings_values import Address, Certificates, Given, ModelSettings
 from tserve.settings_values import path as read_path
+from tserve.settings_values import secret as read_secret
 
 __all__ = ["Address", "Certificates", "ModelSettings", "Options", "Settings", "load_settings", "state_dir"]
 
@@ -25,6 +26,16 @@ _CORS_HEADERS = {
     "cors_allowed_methods": "access-control-allow-methods",
     "cors_allowed_headers": "access-control-allow-headers",
 }
+# Where the AWS SDK finds the credentials that archives are fetched with.
+_CREDENTIALS = frozenset(
+    f"AWS_{name}"
+    for name in (
+        *("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "SECURITY_TOKEN", "WEB_IDENTITY_TOKEN_FILE"),
+        *("CONTAINER_CREDENTIALS_RELATIVE_URI", "CONTAINER_CREDENTIALS_FULL_URI"),
+        *("CONTAINER_AUTHORIZATION_TOKEN", "CONTAINER_AUTHORIZATION_TOKEN_FILE"),
+    )
+)
+_REFERENCE = re.compile(r"\$\$([^$]+)\$\$")  # to a variable of the environment, in any value of the file
 # What pip finds depends on them; other options of its own do not make another environment.
 _PIP_OPTIONS = (
     *("PIP_CONFIG_FILE", "PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_NO_BINARY"),
@@ -117,6 +128,7 @@ class Settings:
     number_of_gpu: int | None = None
     python: str | None = None
     blacklist_env_vars: str | None = None
+    worker_env_vars: str | None = None
     worker_start: Literal["zygote", "fresh"] = "zygote"
     worker_threads: int = 0
     worker_memory_limit: int = 0
@@ -128,6 +140,7 @@ class Settings:
     cuda_visible_devices: str | None = None
     omp_num_threads: int | None = None
     pip_options: tuple[tuple[str, str], ...] = ()
+    hidden_variables: tuple[str, ...] = ()  # those of the environment that workers do not get
     warnings: tuple[str, ...] = ()
 
     @property
@@ -197,7 +210,8 @@ def load_settings(options: Options, environ: Mapping[str, str], cwd: Path) -> Se
     with key, value and what is allowed, also for what asks for a feature that this release does not have.
     """
     warnings: list[str] = []
-    texts = _collect(options, environ, cwd, warnings)
+    written, file = _read_file(options, environ, cwd)
+    texts = _collect(written, file, options, environ, warnings)
     read = {
         key.name: key.parse(Given(key.name, *texts[key.name], cwd, warnings))
         for key in KEYS
@@ -212,20 +226,33 @@ def load_settings(options: Options, environ: Mapping[str, str], cwd: Path) -> Se
     members["pip_options"] = tuple((name, environ[name]) for name in _PIP_OPTIONS if name in environ)
     settings = Settings(**members)  # type: ignore[arg-type]
     _check_certificates(settings)
-    return replace(settings, warnings=(*warnings, *_notices(texts, options), *_dangers(settings)))
+    listed = _matching(environ, settings.blacklist_env_vars)
+    kept = (_secrets(written) & environ.keys()) - _matching(environ, settings.worker_env_vars)
+    notices = [*warnings, *_notices(texts, options), *_dangers(settings)]
+    if kept - listed:
+        notices.append(f"kept from workers: {', '.join(sorted(kept - listed))}; worker_env_vars names those they need")
+    return replace(settings, hidden_variables=tuple(sorted(listed | kept)), warnings=tuple(notices))
 
 
 def state_dir(options: Options, environ: Mapping[str, str], cwd: Path) -> Path:
     """The state folder alone, for commands that need nothing else.  Raises BadConfiguration."""
-    text, origin = _collect(options, environ, cwd, [])["state_dir"]
+    written, file = _read_file(options, environ, cwd)
+    text, origin = _collect(written, file, options, environ, [])["state_dir"]
     return read_path(Given("state_dir", text, origin, cwd, []))
 
 
-def _collect(options: Options, environ: Mapping[str, str], cwd: Path, warnings: list[str]) -> dict[str, _Sourced]:
+def _read_file(options: Options, environ: Mapping[str, str], cwd: Path) -> tuple[Mapping[str, str], str]:
+    """The properties as they are written, and the file's path; nothing where there is none."""
+    path = _find_file(options, environ, cwd)
+    return ({}, "") if path is None else (_read_properties(path), str(path))
+
+
+def _collect(
+    written: Mapping[str, str], file: str, options: Options, environ: Mapping[str, str], warnings: list[str]
+) -> dict[str, _Sourced]:
     """The text that wins for each key."""
     texts = {"model_store": ("./model_store", "default"), "state_dir": ("./.tserve", "default")}
-    if (path := _find_file(options, environ, cwd)) is not None:
-        texts |= {key: (_substitute(text, environ), str(path)) for key, text in _read_properties(path).items()}
+    texts |= {key: (_substitute(text, environ), file) for key, text in written.items()}
     from_environ = dict(_from_environ(texts, environ))
     unread = [key.env for key in KEYS if key.env and environ.get(key.env) and key.name not in from_environ]
     if unread:
@@ -295,7 +322,18 @@ def _substitute(text: str, environ: Mapping[str, str]) -> str:
             raise BadConfiguration(f"Invalid Environment Variable {match[1]}")
         return environ[match[1]]
 
-    return re.sub(r"\$\$([^$]+)\$\$", value, text)
+    return _REFERENCE.sub(value, text)
+
+
+def _secrets(written: Mapping[str, str]) -> set[str]:
+    """The variables that are for the server itself: what fetches archives, and what its keys take secrets from."""
+    keys = [key for key in KEYS if key.parse is read_secret]
+    referred = {name for key in keys for name in _REFERENCE.findall(written.get(key.name, ""))}
+    return referred | {key.env for key in keys if key.env is not None} | _CREDENTIALS
+
+
+def _matching(environ: Mapping[str, str], pattern: str | None) -> set[str]:
+    return {name for name in environ if pattern is not None and re.fullmatch(pattern, name)}
 
 
 def _omp_threads(text: str) -> int | None:

@@ -246,6 +246,12 @@ _WORKERS = (
         "Regular expression; variables whose whole names match are hidden from workers; see below",
     ),
     _used(
+        "worker_env_vars",
+        read.pattern,
+        "Regular expression; variables that workers get although they hold credentials of the server; see below "
+        "(tserve's own key)",
+    ),
+    _used(
         "worker_start",
         read.choice("zygote", "fresh"),
         "`zygote`: workers are forked from a process that has imported torch; `fresh`: each is a new Python "

@@ -67,9 +67,9 @@ SET = {"default_response_timeout": 34, "default_startup_timeout": 35}
 )
 def test_what_its_workers_get_installed(file: str | None, on: bool, wanted_file: str) -> None:
     archive = Archive("d", 1, replace(MANIFEST, requirements_file=file))
-    settings = Settings(**PLACE, install_py_dep_per_model=on, blacklist_env_vars=".*SECRET")
+    settings = Settings(**PLACE, install_py_dep_per_model=on, hidden_variables=("A_SECRET",))
     worker = pool_spec(wanted(), archive, Path("/kept"), settings).worker
-    assert (worker.requirements, worker.hidden_env) == (wanted_file, ".*SECRET")
+    assert (worker.requirements, worker.hidden_env) == (wanted_file, ("A_SECRET",))
 
 
 def test_the_whole_version() -> None:

@@ -51,7 +51,7 @@ class WorkerSpec:
     interpreter: str | None = None  # another Python than the server's
     requirements: str = ""  # file of packages that the worker needs installed, in model_dir; empty for none
     metrics_config: str = ""  # path of the file with the metrics that handlers look up
-    hidden_env: str = ""  # regular expression over names of environment variables that the worker does not get
+    hidden_env: tuple[str, ...] = ()  # environment variables that the worker does not get
     envelope: str = ""  # of ts.torch_handler.request_envelope, around the handler; empty for none
     gpu_id: int | None = None
     threads: int | None = None  # of OpenMP, MKL and torch; None leaves them alone

@@ -13,7 +13,7 @@ import shutil
 import sys
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -45,7 +45,7 @@ class Environments:
     """One per state folder; all methods are called from the Trio thread.
 
     `python` is the interpreter whose packages they see, `options` those of pip that decide what is found, `hidden`
-    names the variables that pip does not get, but for its own ones.
+    are the variables that pip does not get, but for its own ones.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Environments:
         timeout_s: float,
         python: str | None = None,
         options: Sequence[tuple[str, str]] = (),
-        hidden: str = "",
+        hidden: Collection[str] = (),
     ) -> None:
         self._folder = folder
         self._family = family
@@ -173,7 +173,7 @@ class Environments:
                 interpreter=self._python,
                 session=True,
                 # Who hides where packages come from, since it has a password in it, still wants them to come.
-                environ=environ_without(self._hidden, but="PIP_"),
+                environ=environ_without({name for name in self._hidden if not name.startswith("PIP_")}),
             )
         except OSError:
             os.close(read_end)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 
 from tserve.domain.plan import WorkerSpec
@@ -28,10 +27,9 @@ _BOOT = (
 )
 
 
-def environ_without(hidden: str, *, but: str = "") -> dict[str, str]:
-    """This process's environment less the variables whose whole names match, but those that begin with `but`."""
-    kept = {name: value for name, value in os.environ.items() if but and name.startswith(but)}
-    return kept | {name: value for name, value in os.environ.items() if not hidden or not re.fullmatch(hidden, name)}
+def environ_without(hidden: Collection[str]) -> dict[str, str]:
+    """This process's environment less these variables."""
+    return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 def spawn(

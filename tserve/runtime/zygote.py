@@ -45,7 +45,9 @@ class ZygoteLauncher:
     in /proc.  Workers that others are hidden from start in fresh interpreters.
     """
 
-    def __init__(self, family: Family, fresh: FreshLauncher, *, forks: bool = True, hidden_env: str = "") -> None:
+    def __init__(
+        self, family: Family, fresh: FreshLauncher, *, forks: bool = True, hidden_env: tuple[str, ...] = ()
+    ) -> None:
         self._family = family
         self._fresh = fresh
         self._forks = forks

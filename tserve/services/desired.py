@@ -247,7 +247,7 @@ def pool_spec(
             ),
             interpreter=settings.python if settings.python != sys.executable else None,
             requirements=requirements_of(archive, settings),
-            hidden_env=settings.blacklist_env_vars or "",
+            hidden_env=settings.hidden_variables,
             envelope=archive.manifest.envelope or settings.service_envelope or "",
             threads=threads_per_worker(settings, workers=workers, cores=processors() if cores is None else cores),
             memory_limit=settings.worker_memory_limit << 20,
