@@ -59,7 +59,10 @@ def test_without_anything_the_defaults_count(load: Load, cwd: Path) -> None:
         allow_private_addresses=False,
         allowed_networks=(),
         max_download_size=32768,
-        download_free_space=256,
+        min_free_space=256,
+        max_archive_entries=100_000,
+        max_archive_size=262144,
+        max_archive_ratio=200,
         download_connect_timeout=10,
         download_idle_timeout=60,
         download_timeout=3600,
@@ -367,7 +370,8 @@ def test_an_empty_list_of_urls_allows_none(load: Load) -> None:
 NUMBERS = [
     *("default_workers_per_model", "default_response_timeout", "default_startup_timeout", "unregister_model_timeout"),
     *("job_queue_size", "max_request_size", "max_response_size", "initial_worker_port", "number_of_gpu"),
-    *("max_connections", "max_download_size", "download_free_space", "download_connect_timeout"),
+    *("max_archive_entries", "max_archive_size", "max_archive_ratio"),
+    *("max_connections", "max_download_size", "min_free_space", "download_connect_timeout"),
     *("download_idle_timeout", "download_timeout", "download_retries"),
     *("worker_threads", "worker_memory_limit", "worker_process_limit", "worker_file_limit"),
     *("max_worker_restarts", "worker_restart_period", "environment_timeout", "metric_time_interval"),
@@ -378,6 +382,7 @@ FROM_ONE = {
     *("default_response_timeout", "default_startup_timeout", "job_queue_size", "max_request_size", "max_response_size"),
     *("worker_restart_period", "environment_timeout", "metric_time_interval", "max_connections"),
     *("max_download_size", "download_connect_timeout", "download_idle_timeout", "download_timeout"),
+    *("max_archive_entries", "max_archive_size", "max_archive_ratio"),
     *(name for name in NUMBERS if "max_connection_age" in name),
 }
 MOST = {

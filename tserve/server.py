@@ -28,6 +28,7 @@ from tserve.archive.fetch.policy import AddressPolicy
 from tserve.archive.fetch.rules import Rules
 from tserve.archive.integrity import Integrity
 from tserve.archive.keep import Keep
+from tserve.archive.quota import Quota
 from tserve.domain.browsers import Browsers
 from tserve.domain.devices import Placement
 from tserve.domain.plan import PoolSpec
@@ -136,6 +137,12 @@ class _Server:
             allowed_urls=settings.allowed_urls,
             rules=_rules(settings),
             integrity=_integrity(settings),
+            quota=Quota(
+                settings.max_archive_entries,
+                settings.max_archive_size,
+                settings.max_archive_ratio,
+                settings.min_free_space,
+            ),
         )
         self._devices = NvmlDevices(most=settings.number_of_gpu, visible=settings.cuda_visible_devices)
         self._catalogue = read_catalogue(settings.metrics_config)
@@ -385,7 +392,7 @@ def _rules(settings: Settings) -> Rules:
         total_s=float(settings.download_timeout),
         retries=settings.download_retries,
         most_bytes=settings.max_download_size << 20,
-        free_bytes=settings.download_free_space << 20,
+        free_bytes=settings.min_free_space << 20,
         s3_endpoint=settings.s3_endpoint_url,
     )
 

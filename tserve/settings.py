@@ -98,7 +98,10 @@ class Settings:
     allow_private_addresses: bool = False
     allowed_networks: tuple[str, ...] = ()
     max_download_size: int = 32768
-    download_free_space: int = 256
+    min_free_space: int = 256
+    max_archive_entries: int = 100_000
+    max_archive_size: int = 256 << 10
+    max_archive_ratio: int = 200
     download_connect_timeout: int = 10
     download_idle_timeout: int = 60
     download_timeout: int = 3600

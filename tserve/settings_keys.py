@@ -169,9 +169,16 @@ _MODELS = (
     ),
     _used("max_download_size", read.number(1), "Largest download in MiB (tserve's own key)"),
     _used(
-        "download_free_space",
+        "min_free_space",
         read.number(0),
-        "MiB that a download must leave free on the state folder's disk (tserve's own key)",
+        "MiB that downloading and unpacking must leave free on the state folder's disk (tserve's own key)",
+    ),
+    _used("max_archive_entries", read.number(1), "Most files and folders of an archive (tserve's own key)"),
+    _used("max_archive_size", read.number(1), "Most that an archive may unpack to, in MiB (tserve's own key)"),
+    _used(
+        "max_archive_ratio",
+        read.number(1),
+        "Most times its own size that an archive may unpack to, if that is more than 1 GiB (tserve's own key)",
     ),
     _used(
         "download_connect_timeout",

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from tserve.archive.folder import digest_of_folder
 from tserve.archive.integrity import Claim, Integrity
 from tserve.archive.keep import Keep
+from tserve.archive.quota import Quota
 from tserve.archive.signatures import key_id, lines_of, signature_line, signed_bytes
 from tserve.archive.vouching import Demand
 from tserve.errors import BadConfiguration, IntegrityFailed
@@ -250,7 +251,7 @@ def test_what_is_checked_is_what_is_unpacked(mar, tmp_path, keys):
         ({"trusted_keys": str(keys)}, True),
         ({"digests": [OTHER], "private": True}, False),
     ]:
-        with path.open("rb") as given, Demand(demand).private(given, tmp_path / "desk") as file:
+        with path.open("rb") as given, Demand(demand).private(given, tmp_path / "desk", Quota()) as file:
             path.write_bytes(b"EVIL" * 100)
             assert (os.pread(file.fileno(), len(content), 0) == content) is private
             path.write_bytes(content)

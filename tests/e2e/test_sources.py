@@ -17,7 +17,7 @@ from tests.e2e.web import Web, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fresh]
 
-OPEN = ("allowed_networks=127.0.0.1/32", "download_free_space=0")
+OPEN = ("allowed_networks=127.0.0.1/32", "min_free_space=0")
 
 
 @pytest.fixture

@@ -53,6 +53,8 @@ class _Reading:
         with os.scandir(folder) as entries:
             for entry in entries:
                 here = [*parts, entry.name]
+                if self._tree is not None:
+                    self._tree.enter()
                 if entry.is_dir(follow_symlinks=False):
                     if self._tree is not None:
                         self._tree.add_folder(here)

@@ -19,14 +19,12 @@ from typing import Any
 from tserve.archive.content import ZIP_MAGIC, first_bytes, opened
 from tserve.archive.manifest import mend, read_config, read_manifest
 from tserve.archive.parent import die_with
+from tserve.archive.quota import Quota
 from tserve.archive.refusal import BadManifest, NotVouchedFor, Refused
 from tserve.archive.tree import Tree
 from tserve.archive.vouching import Demand
 
 MAX_MEMORY = 1 << 30  # headers and directories that lie about their size then end here, not in the host's memory
-# Weights hardly shrink and text shrinks some 10 times; deflate reaches 1000, which only bombs do.
-_MAX_RATIO = 200
-_ALWAYS_ALLOWED = 1 << 30  # bytes: small archives may hold one large file of zeros
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -38,17 +36,19 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     request = json.load(sys.stdin.buffer)
     source, desk = Path(request["source"]), Path(request["desk"])
-    sys.stdout.write(json.dumps(answer(source, request["kind"], desk, request["demand"])))
+    sys.stdout.write(json.dumps(answer(source, request["kind"], desk, Quota(*request["quota"]), request["demand"])))
 
 
-def answer(source: Path, kind: str, desk: Path, demand: dict[str, Any] | None = None) -> dict[str, object]:
+def answer(
+    source: Path, kind: str, desk: Path, quota: Quota, demand: dict[str, Any] | None = None
+) -> dict[str, object]:
     """Take in `source` as `desk`/model, `desk` being made here.
 
     `{"digest", "size", "signature", "warnings", "manifest", "config"}`, or `{"refused", "reason", "detail"}` where
     `refused` is `manifest`, `archive` or `integrity`, that with what was `expected` and what is `actual`.
     """
     try:
-        return _take_in(source, kind, desk, Demand(demand))
+        return _take_in(source, kind, desk, quota, Demand(demand))
     except BadManifest as error:
         return {"refused": "manifest", "reason": error.reason, "detail": error.detail}
     except NotVouchedFor as error:
@@ -62,19 +62,19 @@ def answer(source: Path, kind: str, desk: Path, demand: dict[str, Any] | None = 
         return {"refused": "archive", "reason": reason, "detail": error.strerror or str(error)}
 
 
-def _take_in(source: Path, kind: str, desk: Path, demand: Demand) -> dict[str, object]:
+def _take_in(source: Path, kind: str, desk: Path, quota: Quota, demand: Demand) -> dict[str, object]:
     desk.mkdir()
     model = desk / "model"
     warnings: list[str] = []
     if kind == "folder":
         from tserve.archive.folder import copy_folder
 
-        tree = Tree(model, most_bytes=None)
+        tree = Tree(model, quota, packed=None)
         digest, size = copy_folder(source, tree)
         signature = demand.check(digest)
     else:
-        with opened(source) as given, demand.private(given, desk) as file:
-            tree = Tree(model, most_bytes=max(_ALWAYS_ALLOWED, _MAX_RATIO * os.fstat(file.fileno()).st_size))
+        with opened(source) as given, demand.private(given, desk, quota) as file:
+            tree = Tree(model, quota, packed=os.fstat(file.fileno()).st_size)
             digest, size, signature, warnings = _read_file(file, kind, tree, demand)
     manifest = read_manifest(model)
     config, config_warnings = read_config(model, manifest.get("config_file"))

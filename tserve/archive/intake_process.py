@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tserve.archive.one_shot import ask
+from tserve.archive.quota import Quota
 from tserve.archive.sources import Source
 from tserve.domain.model_config import ModelConfig
 from tserve.domain.versions import Archive, Manifest
@@ -17,13 +18,13 @@ from tserve.errors import IntegrityFailed, InternalServer, InvalidModel, TserveE
 _log = logging.getLogger("tserve.archive")
 
 
-async def take_in(source: Source, desk: Path, demand: Mapping[str, object] | None = None) -> Archive:
+async def take_in(source: Source, desk: Path, *, quota: Quota, demand: Mapping[str, object] | None = None) -> Archive:
     """Have `source` unpacked into `desk`/model.  Whatever the end, `desk` is the caller's to remove.
 
     `demand` is what Integrity asks of it.  Raises IntegrityFailed, InternalServer ("Failed to save model: …") or
     InvalidModel with the cause.  When cancelled, the process is killed and reaped first.
     """
-    request = {"source": source.path, "kind": source.kind, "desk": str(desk), "demand": demand}
+    request = {"source": source.path, "kind": source.kind, "desk": str(desk), "quota": quota, "demand": demand}
     try:
         output, status = await ask("intake", json.dumps(request).encode())
     except OSError as error:

@@ -23,6 +23,7 @@ from tserve.archive.downloads import AtHand, Digests, Downloads, UnderWay
 from tserve.archive.fetch.rules import Rules
 from tserve.archive.intake_process import not_saved, take_in
 from tserve.archive.integrity import Claim, Integrity
+from tserve.archive.quota import Quota
 from tserve.domain.versions import Archive
 from tserve.errors import StateUnusable
 
@@ -46,6 +47,7 @@ class Keep:
         allowed_urls: Sequence[str],
         rules: Rules | None = None,
         integrity: Integrity | None = None,
+        quota: Quota | None = None,
     ) -> None:
         """Raises BadConfiguration for an `allowed_urls` expression that cannot be compiled."""
         state_dir = state_dir.absolute()
@@ -57,6 +59,7 @@ class Keep:
             state_dir / "downloads", self._incoming, self._model_store, allowed=self._allowed, rules=rules or Rules()
         )
         self.integrity = integrity or Integrity()
+        self._quota = quota or Quota()
         self._intakes = trio.CapacityLimiter(_INTAKES)
         self._threads = trio.CapacityLimiter(_THREADS)
         self._moves = trio.Lock()  # between looking whether content is kept and moving it
@@ -122,7 +125,7 @@ class Keep:
             desk = self._incoming / uuid.uuid4().hex
             try:
                 async with self._intakes:
-                    archive = await take_in(source, desk, demand)
+                    archive = await take_in(source, desk, quota=self._quota, demand=demand)
                 await self._place(desk / "model", source, archive.digest)
             finally:
                 await self._clear(desk)

@@ -56,6 +56,9 @@ def untar(file: BufferedReader, tree: Tree) -> None:
     try:
         with tarfile.open(fileobj=content, mode="r:", tarinfo=_Header) as archive:
             while (entry := archive.next()) is not None:
+                tree.enter()
+                if packed:
+                    tree.check_stream(content.tell())
                 _untar_entry(archive, entry, tree)
                 archive.members.clear()  # type: ignore[attr-defined]  # or every header stays in memory
         while packed and (rest := content.read(CHUNK)):  # to the end, where the checksum is

@@ -13,6 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from tserve.archive.quota import Quota
 from tserve.archive.refusal import NotVouchedFor
 
 _FICLONE = 0x40049409  # ioctl: share the blocks of another file, on file systems that can
@@ -35,10 +36,11 @@ class Demand:
         self._is_private = bool(asked.get("private"))
 
     @contextmanager
-    def private(self, file: BufferedReader, desk: Path) -> Iterator[BufferedReader]:
+    def private(self, file: BufferedReader, desk: Path, quota: Quota) -> Iterator[BufferedReader]:
         """The file itself where nothing is asked or nobody else can write to it, else a copy without a name.
 
         Who may write to the model store could else change the file between check and use, and wind its times back.
+        Raises Refused for want of space.
         """
         if self._is_private or (self._digests is None and self._trusted_keys is None):
             yield file
@@ -46,6 +48,7 @@ class Demand:
         path = desk / "archive"
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "rb") as copy:
             path.unlink()
+            quota.check_free(desk, os.fstat(file.fileno()).st_size)
             _copy(file, copy.fileno())
             copy.seek(0)
             yield copy

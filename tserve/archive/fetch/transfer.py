@@ -259,7 +259,7 @@ class Transfer:
         disk = os.fstatvfs(file)
         expected = (self._progress.expected or 0) - self._progress.received
         if disk.f_bavail * disk.f_frsize - max(expected, len(piece)) < self._rules.free_bytes:
-            detail = f"it would leave less than download_free_space, {self._rules.free_bytes} bytes, on the disk"
+            detail = f"it would leave less than min_free_space, {self._rules.free_bytes} bytes, on the disk"
             raise TransferFailed("no_space", detail)
         written = 0
         while written < len(piece):
