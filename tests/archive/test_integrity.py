@@ -152,9 +152,9 @@ async def test_of_pinned_digests_any_will_do_until_the_name_is_known(made, mar):
 
 
 async def test_a_signature_in_the_call(made, mar, keys):
-    keep, line = await made(signature_required=True, trusted_keys=keys), signature_line(KEY, sha256(mar()))
+    keep, digest = await made(signature_required=True, trusted_keys=keys), sha256(mar())
+    line, stranger = signature_line(KEY, digest), signature_line(STRANGER, digest)
     assert (await admitted(keep, "noop.mar", Claim(signature=line))).signature == line
-    stranger = signature_line(STRANGER, sha256(mar()))
     assert (await admitted(keep, "noop.mar", Claim(signature=f"{stranger}\n\n {line} \n"))).signature == line
     assert (await refusal(keep, "noop.mar"))["reason"] == "not_signed"
     for wrong, reason in [
