@@ -66,6 +66,8 @@ def test_a_killed_worker(make_server: MakeServer, store: Path) -> None:
     assert worker["tserve"]["restarts"] == 1
     failure = worker["tserve"]["lastFailure"]
     assert (failure["reason"], failure["exit"]) == ("killed", "signal SIGKILL")
+    # History is written behind what it tells of: a kill may come before it.
+    eventually("all of it is written down", lambda: len(events_of(server, "echo")) >= 4)
     server.restart("kill")
     eventually("a worker again", lambda: server.ready_workers("echo"))
     eventually("the events of this start", lambda: len(events_of(server, "echo")) >= 5)
