@@ -36,6 +36,7 @@ class Hostile:
     refused: str | None = None
     files: Files = field(default_factory=dict)
     quota: Quota = SMALL
+    slow: bool = False  # computes up to its limit, and would take hours without one
 
 
 # -- zip files, byte by byte
@@ -219,6 +220,30 @@ def sparse(real: int) -> Member:
     return Member("top/hole", data.ljust(512, b"\0"), pax=pax | {"GNU.sparse.realsize": str(real)})
 
 
+def gzip_bomb(start: bytes, unit: bytes, times: int) -> bytes:
+    """A gzip file of `start` and many times `unit`, cut off; made without packing them all."""
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    head = squeeze.compress(start) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    return gzip.compress(b"", mtime=0)[:10] + head + (squeeze.compress(unit) + squeeze.flush(zlib.Z_FULL_FLUSH)) * times
+
+
+def old_sparse_for_ever(megabytes: int) -> bytes:
+    """A header in GNU's old form whose map of holes goes on in block after block."""
+    start = tar_of(Member("top/s", b"", tarfile.GNUTYPE_SPARSE), packed=False, form=tarfile.GNU_FORMAT)[:-1024]
+    header = bytearray(start[-512:])
+    header[482] = 1  # another block follows
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    block = bytes(504) + b"\1" + bytes(7)
+    return gzip_bomb(start[:-512] + header, block * 2048, megabytes)
+
+
+def global_records(number: int, members: int) -> bytes:
+    """Each member gets a copy of all global records."""
+    records = extended(b"".join(pax_record(f"key{n}", b"1") for n in range(number)), tarfile.XGLTYPE)
+    return tar_of(records, *(Member(f"top/{n % 9}", b"", pax={"comment": "x"}) for n in range(members)))
+
+
 def zeros(length: int) -> bytes:
     return bytes(length)
 
@@ -345,6 +370,11 @@ def _zips() -> Iterator[Hostile]:
     yield bad("overlap-twice-the-same", lambda: zip_of(Entry(b"x", b"1", copies=2)), "overlapping_entries")
     yield bad("overlap-nested", nested_overlap, "overlapping_entries")
     yield bad("overlap-of-the-directory", lambda: zip_of(Entry(b"x", b"1", packed=4000)), "overlapping_entries")
+    yield bad(
+        "1001-folders-that-no-entry-names",
+        lambda: zip_of(*(Entry(b"%d/" % n + b"d/" * 25 + b"x", b"") for n in range(39))),
+        "too_many_entries",
+    )
     yield bad("bomb", lambda: zip_of(Entry(b"b", _BOMB, zipfile.ZIP_DEFLATED)), "too_large")
     yield bad(
         "bomb-of-many",
@@ -403,6 +433,7 @@ def _zips() -> Iterator[Hostile]:
     yield bad("manifest-is-a-link", lambda: zip_of(Entry(MANIFEST.encode(), b"x", mode=stat.S_IFLNK)), "unsafe_entry")
     for name, content in (
         ("is-deep", b'{"model":' + _DEEP),
+        ("is-nested-900-deep", b'{"x": %s%s}' % (b"[" * 900, b"]" * 900)),
         ("is-huge", b" " * (300 << 10) + manifest()),
         ("is-an-infinite-number", b'{"model": {"modelVersion": 1e999}}'),
         ("is-no-object", b"[]"),
@@ -429,6 +460,9 @@ def _tars() -> Iterator[Hostile]:
 
     def harmless(name: str, make: Callable[[], bytes], files: Files) -> Hostile:
         return Hostile(f"tar-{name}", "tar", make, files=files)
+
+    def slow(name: str, make: Callable[[], bytes]) -> Hostile:
+        return Hostile(f"tar-{name}", "tar", make, "too_slow", quota=SMALL._replace(size=4096), slow=True)
 
     kinds = {"symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE}
     kinds |= {"character-device": tarfile.CHRTYPE, "block-device": tarfile.BLKTYPE}
@@ -464,7 +498,7 @@ def _tars() -> Iterator[Hostile]:
     )
     yield bad(
         "100001-entries",
-        lambda: tar_of(*(Member(f"t/{n}", b"") for n in range(100_001)), form=tarfile.GNU_FORMAT),
+        lambda: tar_of(Member("top", b"", tarfile.DIRTYPE), packed=False)[:-1024][-512:] * 100_001,
         "too_many_entries",
         SMALL._replace(entries=100_000),
     )
@@ -482,19 +516,19 @@ def _tars() -> Iterator[Hostile]:
     )
     yield bad(
         "bomb-of-long-names",
-        lambda: tar_of(*(each for _ in range(20) for each in (long_name(b"n" * (1 << 20)), "top/x"))),
+        lambda: tar_of(*(each for _ in range(20) for each in (long_name(b"n" * 1_000_000), "top/x"))),
         "unsafe_entry",
     )
     yield bad(
         "bomb-of-records",
         lambda: tar_of(
-            *(each for n in range(20) for each in (extended(pax_record("comment", zeros(1 << 20))), f"top/{n}"))
+            *(each for n in range(20) for each in (extended(pax_record("comment", zeros(1_000_000))), f"top/{n}"))
         ),
         "too_large",
     )
     yield bad(
         "bomb-of-global-records",
-        lambda: tar_of(*(extended(pax_record("comment", zeros(1 << 20)), tarfile.XGLTYPE) for _ in range(20)), "top/x"),
+        lambda: tar_of(*[extended(pax_record("comment", zeros(1_000_000)), tarfile.XGLTYPE)] * 20, "top/x"),
         "too_large",
     )
     yield bad(
@@ -512,6 +546,17 @@ def _tars() -> Iterator[Hostile]:
         lambda: tar_of(Member("n", b"", tarfile.GNUTYPE_LONGNAME, size=b"77777777777\0")),
         "not_an_archive",
     )
+    yield bad(
+        "record-of-2-gigabytes-of-zeros",
+        lambda: gzip_bomb(
+            tar_of(Member("p", b"", tarfile.XHDTYPE, size=b"17777777777\0"), packed=False)[:-1024], zeros(1 << 20), 2048
+        ),
+        "not_an_archive",
+    )
+    yield slow("cve-2024-6232-digits-without-end", lambda: tar_of(extended(b"1" * 300_000), "top/x"))
+    yield slow("holes-without-end", lambda: old_sparse_for_ever(256))
+    yield slow("copies-of-global-records", lambda: global_records(60_000, 400))
+    yield harmless("name-that-is-not-utf-8", lambda: tar_of(Member("top/\udcff")), {**GOOD_ONLY, "\udcff": b"x"})
     yield bad("parent-in-a-record", lambda: tar_of(Member("top/x", pax={"path": "../../evil"})), "unsafe_entry")
     yield bad(
         "nul-in-a-record", lambda: tar_of(extended(pax_record("path", b"top/evil\0.txt")), "top/x"), "unsafe_entry"

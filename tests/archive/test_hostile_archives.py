@@ -1,11 +1,11 @@
 """The corpus of hostile archives, each taken in by a process of its own that is watched."""
 
-import os
 import stat
 
 import pytest
 
 from tests.archive.hostile_archives import CORPUS, MOST_BYTES
+from tserve.archive import quota
 from tserve.archive.intake import answer
 
 
@@ -19,13 +19,15 @@ def test_there_are_enough_of_each_kind():
 
 
 @pytest.mark.parametrize("hostile", CORPUS, ids=lambda each: each.name)
-def test_what_becomes_of_it(tmp_path, hostile):
+def test_what_becomes_of_it(tmp_path, hostile, monkeypatch):
+    if hostile.slow:
+        monkeypatch.setattr(quota, "BASE_CPU_S", -0.7)  # the entries give it a second
     source = tmp_path / "a"
     source.write_bytes(hostile.make())
     (tmp_path / "etc").mkdir()
     (tmp_path / "top").mkdir()
     (tmp_path / "evil").write_bytes(b"as it was")
-    os.chdir(tmp_path / "top")
+    monkeypatch.chdir(tmp_path / "top")
     before = snapshot(tmp_path)
     desk = tmp_path / "desk"
     result = answer(source, hostile.kind, desk, hostile.quota)
@@ -42,6 +44,8 @@ def test_what_becomes_of_it(tmp_path, hostile):
         assert result.get("reason") == hostile.refused, result
         assert result["detail"]
         if hostile.refused == "too_many_entries":
+            assert f"max_archive_entries={hostile.quota.entries}" in result["detail"]
+        if hostile.refused == "too_slow":
             assert f"max_archive_entries={hostile.quota.entries}" in result["detail"]
         if hostile.refused == "too_large":
             assert f"max_archive_size={hostile.quota.size} MiB" in result["detail"]

@@ -103,6 +103,7 @@ def test_unknown_runtimes(tmp_path, runtime):
         '{"x": 1e999}',
         '{"x": ' + "9" * 5000 + "}",
         "[" * 100_000,
+        '{"x": ' + "[" * 65 + "]" * 65 + "}",
         '{"x": "' + "y" * MAX_MANIFEST + '"}',
     ],
 )

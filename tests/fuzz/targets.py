@@ -314,7 +314,7 @@ _LINE = b"ed25519:0123456789abcdef:" + b"A" * 86
 
 def _of(kind: str) -> list[bytes]:
     """The smaller ones of the corpus: what is large says nothing that these do not."""
-    made = (each.make() for each in CORPUS if each.kind == kind and "100001" not in each.name)
+    made = (each.make() for each in CORPUS if each.kind == kind and "100001" not in each.name and not each.slow)
     return [data for data in made if len(data) < 4000]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tserve.archive.content import ZIP_MAGIC, first_bytes, opened
+from tserve.archive.cpu_limit import TooSlow, cpu_limit
 from tserve.archive.manifest import mend, read_config, read_manifest
 from tserve.archive.parent import die_with
 from tserve.archive.quota import Quota
@@ -57,6 +58,9 @@ def answer(
         return {"refused": "archive", "reason": error.reason, "detail": mend(error.detail)}
     except MemoryError:
         return {"refused": "archive", "reason": "too_large", "detail": f"needs more than {MAX_MEMORY} bytes of memory"}
+    except TooSlow as error:
+        why = f"{error}, by max_archive_entries={quota.entries} and max_archive_ratio={quota.ratio}"
+        return {"refused": "archive", "reason": "too_slow", "detail": why}
     except OSError as error:
         reason = "no_space" if error.errno in _NO_SPACE else "io_error"
         return {"refused": "archive", "reason": reason, "detail": error.strerror or str(error)}
@@ -74,8 +78,10 @@ def _take_in(source: Path, kind: str, desk: Path, quota: Quota, demand: Demand) 
         signature = demand.check(digest)
     else:
         with opened(source) as given, demand.private(given, desk, quota) as file:
-            tree = Tree(model, quota, packed=os.fstat(file.fileno()).st_size)
-            digest, size, signature, warnings = _read_file(file, kind, tree, demand)
+            packed = os.fstat(file.fileno()).st_size
+            tree = Tree(model, quota, packed=packed)
+            with cpu_limit(quota.most_seconds(packed)):
+                digest, size, signature, warnings = _read_file(file, kind, tree, demand)
     manifest = read_manifest(model)
     config, config_warnings = read_config(model, manifest.get("config_file"))
     tree.sync()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
+from tserve.archive.cpu_limit import TooSlow, cpu_limit
 from tserve.archive.refusal import BadManifest
 
 MAX_MANIFEST = 256 << 10  # a real one has some 300 bytes; all of it is stored and sent to each worker
+MAX_NESTING = 64  # of a manifest: whoever passes it on has less room on the stack than who parsed it
 MAX_CONFIG = 1 << 20
 MAX_CONFIG_CPU_S = 10.0  # what the largest honest config takes; merge keys can ask for years
 _MAX_WARNING = 200
@@ -57,6 +57,7 @@ def read_manifest(folder: Path) -> dict[str, object]:
     try:
         text = content.decode("utf-8-sig", "replace")
         raw = json.loads(text, parse_float=_Number, parse_constant=_no_constant)
+        _check_nesting(raw, MAX_NESTING)
         return _manifest_fields(raw) | {"raw": json.loads(mend(json.dumps(raw, ensure_ascii=False)))}
     except (ValueError, RecursionError) as error:
         raise BadManifest("bad_manifest", mend(f"MANIFEST.json cannot be parsed: {error}")) from error
@@ -65,6 +66,14 @@ def read_manifest(folder: Path) -> dict[str, object]:
 def mend(text: str) -> str:
     """Lone surrogates, which no UTF-8 answer can carry, become U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _check_nesting(value: object, levels: int) -> None:
+    if levels < 0:
+        raise ValueError(f"it is nested more than {MAX_NESTING} deep")
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_nesting(inner, levels - 1)
 
 
 def _no_constant(name: str) -> object:
@@ -132,9 +141,9 @@ def _parse_config(content: bytes) -> tuple[str, dict[str, object], list[str]]:
     # What the library raises over hostile text is not only its own errors (`!!int ""` is an IndexError).
     hostile = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
     try:
-        with _cpu_limit(MAX_CONFIG_CPU_S):
+        with cpu_limit(MAX_CONFIG_CPU_S):
             parsed = yaml.safe_load(content)  # not the C loader, which crashes on deep nesting
-    except (yaml.YAMLError, TimeoutError, *hostile) as error:
+    except (yaml.YAMLError, TooSlow, *hostile) as error:
         return f"cannot be parsed: {error}", {}, []
     if not isinstance(parsed, Mapping):
         return "is not a mapping" if parsed is not None else "is empty", {}, []
@@ -142,22 +151,6 @@ def _parse_config(content: bytes) -> tuple[str, dict[str, object], list[str]]:
     tensors = {key: _tensors(parsed[key]) for key in TENSORS if key in parsed}
     config, warnings = read_model_config(keys | tensors)
     return "", {name: getattr(config, name) for name in config.given}, warnings
-
-
-@contextmanager
-def _cpu_limit(seconds: float) -> Iterator[None]:
-    """TimeoutError inside the block once the process has computed this long in it."""
-
-    def expire(_signal: int, _frame: object) -> None:
-        raise TimeoutError(f"it takes more than {seconds} s")
-
-    before = signal.signal(signal.SIGVTALRM, expire)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def _flat(value: object) -> object:

@@ -10,6 +10,9 @@ from tserve.archive.refusal import Refused
 
 MIB = 1 << 20
 _ALWAYS_ALLOWED = 1 << 30  # bytes, whatever the ratio: small archives may hold one large file of zeros
+BASE_CPU_S = 60.0
+_ENTRIES_PER_S = 1000  # an honest archive needs a tenth of that time on a machine of today, and of the next one, too
+_BYTES_PER_S = 100 * MIB
 
 
 class Quota(NamedTuple):
@@ -26,6 +29,10 @@ class Quota(NamedTuple):
         if by_ratio < self.size * MIB:
             return by_ratio, f"max_archive_ratio={self.ratio}, or 1024 MiB if that is more"
         return self.size * MIB, f"max_archive_size={self.size} MiB"
+
+    def most_seconds(self, packed: int) -> float:
+        """Processor time to unpack `packed` bytes in: headers can be made that the libraries read for days."""
+        return BASE_CPU_S + self.entries / _ENTRIES_PER_S + self.ratio * packed / _BYTES_PER_S
 
     def check_free(self, folder: Path, size: int) -> None:
         """Raises Refused where so many bytes more would fill the disk."""

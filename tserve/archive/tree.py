@@ -66,13 +66,16 @@ class Tree:
             raise self._too_large()
 
     def enter(self) -> None:
-        """Count an entry, whatever it is.  Raises Refused past the bound."""
+        """Count an entry, whatever it is, or a folder that none stands for.  Raises Refused past the bounds."""
         self._entries += 1
         if self._entries > self._quota.entries:
             raise self._too_many()
+        self._quota.check_free(self._root, 0)
 
     def add_folder(self, parts: Sequence[str]) -> None:
-        self._make_folder(self._path(parts))
+        path = self._path(parts)
+        self._make_parents(path)
+        self._make_folder(path)
 
     def add_file(
         self, parts: Sequence[str], content: IO[bytes], *, executable: bool, hasher: _Hash | None = None
@@ -83,7 +86,7 @@ class Tree:
         """
         written = 0
         path = self._path(parts)
-        self._make_folder(path.parent)
+        self._make_parents(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(path, flags, 0o777 if executable else 0o666)
@@ -128,13 +131,19 @@ class Tree:
             raise Refused("unsafe_entry", f"entry name {below[:80]!a} is empty, too long or too deep")
         return self._root / below
 
+    def _make_parents(self, path: Path) -> None:
+        """Those of one file can be thirty, and take more room than it."""
+        if path.parent not in self._folders:
+            self._make_parents(path.parent)
+            self.enter()
+            self._make_folder(path.parent)
+
     def _make_folder(self, path: Path) -> None:
-        if path not in self._folders:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except _CLASH as error:
-                raise _both(path.relative_to(self._root).parts) from error
-            self._folders.add(path)
+        try:
+            path.mkdir(exist_ok=True)
+        except _CLASH as error:
+            raise _both(path.relative_to(self._root).parts) from error
+        self._folders.add(path)
 
 
 def _both(parts: Sequence[str]) -> Refused:

@@ -32,8 +32,18 @@ _INVALID: type[Exception] = tarfile.InvalidHeaderError  # type: ignore[attr-defi
 _TRUNCATED: type[Exception] = tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
 
 
+_MAX_EXTENDED = 1 << 20  # bytes of a long name or of records: the library searches them in the square of their length
+
+
 class _Header(tarfile.TarInfo):
     """The library takes a broken header behind the first one for the end of the archive; here it is an error."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size > _MAX_EXTENDED and not header.isreg():
+            raise ValueError(f"an extended header of {header.size} bytes")
+        return header
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
