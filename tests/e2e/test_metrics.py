@@ -432,7 +432,8 @@ def test_log_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(tmp_path / "server", archives(tmp_path / "store"), ["worker_start=fresh"])
     with running(server):
         logs = server.folder / "my logs"
-        eventually("both are there", lambda: sorted(os.listdir(logs)) == ["model_metrics.log", "ts_metrics.log"])
+        both = ["model_metrics.log", "ts_metrics.log"]
+        eventually("both are there", lambda: logs.is_dir() and sorted(os.listdir(logs)) == both)
         assert server.register("does.mar", initial_workers=1, synchronous=True).status == 200
         assert do(server, "metrics.add_counter('unlisted', 1)").status == 200
         assert do(server, "metrics.add_time('HandlerTime', 12)").status == 200
